@@ -1,0 +1,8 @@
+"""Batch normalization for PyTorch on Triton kernels."""
+
+from .backends import backend
+from .functional import batch_norm
+from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, convert
+
+__version__ = "0.1.0"
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "backend", "batch_norm", "convert"]

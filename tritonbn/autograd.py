@@ -1,0 +1,93 @@
+"""The forward and backward passes as a pair that torch's autograd knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import plan
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float | Tensor,
+    eps: float,
+) -> Tensor:
+    """y from the kernels, attached to the autograd graph where a gradient can be asked for."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return BatchNorm.apply(x, weight, bias, running_mean, running_var, training, momentum, eps)
+    if training:
+        return plan.training_forward(x, weight, bias, running_mean, running_var, momentum, eps)[0]
+    return plan.inference(x, weight, bias, running_mean, running_var, eps, keep_statistics=False)[0]
+
+
+class BatchNorm(torch.autograd.Function):
+    """Saves x, weight and statistics (2, C).
+
+    With given statistics too, the backward pass uses the copy that the forward pass made: a later update of the running
+    buffers changes no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float | Tensor,
+        eps: float,
+    ) -> Tensor:
+        if training:
+            y, statistics = plan.training_forward(x, weight, bias, running_mean, running_var, momentum, eps)
+        else:
+            y, statistics = plan.inference(x, weight, bias, running_mean, running_var, eps, keep_statistics=True)
+        ctx.save_for_backward(x, weight, statistics)
+        ctx.bias_form = None if bias is None else (bias.shape, bias.dtype)
+        ctx.training = training
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, statistics = ctx.saved_tensors
+        wants_dx, wants_dweight, wants_dbias = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            dx, dweight, dbias = differentiable_backward(x, dy, weight, statistics, ctx.training, ctx.eps)
+            dweight = dweight.to(weight.dtype).view_as(weight) if wants_dweight else None
+            dbias = dbias.to(ctx.bias_form[1]).view(ctx.bias_form[0]) if wants_dbias else None
+        else:
+            dx = torch.empty_like(x) if wants_dx else None
+            dweight = torch.empty_like(weight) if wants_dweight else None
+            dbias = x.new_empty(ctx.bias_form[0], dtype=ctx.bias_form[1]) if wants_dbias else None
+            plan.backward(x, dy, weight, statistics, ctx.training, dx, dweight, dbias)
+        return dx, dweight, dbias, None, None, None, None, None
+
+
+def differentiable_backward(
+    x: Tensor, dy: Tensor, weight: Tensor | None, statistics: Tensor, training: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, and dweight and dbias (C,) in the statistics' dtype, by torch operations that can be differentiated again."""
+    axes = [d for d in range(x.dim()) if d != plan.CHANNEL_AXIS]
+    along_channels = [-1 if d == plan.CHANNEL_AXIS else 1 for d in range(x.dim())]
+    values, dvalues = x.to(statistics.dtype), dy.to(statistics.dtype)
+    if training:
+        variance, mean = torch.var_mean(values, axes, correction=0, keepdim=True)
+        invstd = (variance + eps).rsqrt()
+    else:
+        mean, invstd = statistics.view(2, *along_channels)
+    xhat = (values - mean) * invstd
+    dbias, dweight = dvalues.sum(axes), (dvalues * xhat).sum(axes)
+    if training:
+        dvalues = dvalues - dvalues.mean(axes, keepdim=True) - xhat * (dvalues * xhat).mean(axes, keepdim=True)
+    scale = invstd if weight is None else invstd * weight.view(along_channels)
+    return (dvalues * scale).to(x.dtype), dweight, dbias

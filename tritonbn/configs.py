@@ -1,0 +1,116 @@
+"""How the work is cut: tiles, chunks and warps for a geometry. Data and arithmetic only, the same on every machine.
+
+Nothing here asks which GPU is there: so the same input gives the same partial sums, and the same bits, everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .geometry import Geometry
+
+Mode = Literal["forward", "inference", "backward"]
+
+WARPS = 4
+
+ELEMENTS_PER_THREAD = {"forward": 16, "inference": 8, "backward": 16}
+"""Elements of each tensor that a thread holds at once."""
+
+TENSORS_MOVED = {"forward": 3, "inference": 2, "backward": 5}
+"""How often a tensor's worth of elements is read or written in all launches together."""
+
+FILLING_PROGRAMS = 1024
+"""Programs of four warps that keep a large GPU busy: about eight on each SM, 32 KB of input in flight there."""
+
+PROGRAM_BYTES = {"forward": 8192, "inference": 0, "backward": 8192}
+"""What starting a program costs, as memory traffic; inference wants one tile a program, like a copy."""
+
+MERGED_NUMBERS = 4096
+"""Most partial results, of each kind, that a program merges in one piece."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to run the kernels of a mode."""
+
+    block_c: int
+    block_o: int
+    block_i: int
+    """The tile: channels x outer x inner, powers of two."""
+    tiles_per_chunk: int = 1
+    """Tiles that one program takes, one after the other."""
+    num_warps: int = WARPS
+
+    def tiles(self, geometry: Geometry) -> int:
+        """Tiles of one block of channels."""
+        return math.ceil(geometry.outer_size / self.block_o) * math.ceil(geometry.inner / self.block_i)
+
+    def chunks(self, geometry: Geometry) -> int:
+        """Chunks of one block of channels."""
+        return math.ceil(self.tiles(geometry) / self.tiles_per_chunk)
+
+    def channel_blocks(self, geometry: Geometry) -> int:
+        """Blocks of channels: programs per chunk."""
+        return math.ceil(geometry.channels / self.block_c)
+
+
+def power_of_two(size: int) -> int:
+    """The least power of two that is not below size."""
+    return 1 << (size - 1).bit_length()
+
+
+def fitting_block(size: int, least: int, most: int) -> int:
+    """The largest power of two from least to most of whose lanes nine in ten find work, else the one that wastes fewest."""
+    most = min(most, power_of_two(size))
+    candidates = [1 << bit for bit in range(most.bit_length() - 1, min(least, most).bit_length() - 2, -1)]
+    used = {block: size / (math.ceil(size / block) * block) for block in candidates}
+    return next((block for block in candidates if used[block] >= 0.9), max(candidates, key=used.__getitem__))
+
+
+def heuristic(geometry: Geometry, itemsize: int, mode: Mode) -> Config:
+    """The config of least modelled cost, from the geometry and the bytes an element alone."""
+    candidates = []
+    for tile in tiles(geometry, itemsize, mode):
+        count = tile.tiles(geometry)
+        for tiles_per_chunk in (1 << bit for bit in range((count - 1).bit_length() + 1)):
+            config = replace(tile, tiles_per_chunk=tiles_per_chunk)
+            if mode == "inference" or config.chunks(geometry) * config.block_c <= MERGED_NUMBERS:
+                candidates.append(config)
+    return min(candidates, key=lambda config: cost(geometry, config, itemsize, mode))
+
+
+def tiles(geometry: Geometry, itemsize: int, mode: Mode) -> Iterator[Config]:
+    """Tiles worth considering, as configs of one tile a chunk: rows of at least a 32-byte sector of the fastest axis."""
+    elements = 32 * WARPS * ELEMENTS_PER_THREAD[mode] // max(1, itemsize // 4)
+    sector = 32 // itemsize
+    if geometry.channels_last:
+        for width in (4 * sector, 2 * sector, sector):
+            block_c = min(width, power_of_two(geometry.channels))
+            block_i = fitting_block(geometry.inner, elements // block_c)
+            block_o = min(elements // (block_c * block_i), power_of_two(geometry.outer_size))
+            yield Config(block_c, block_o, block_i)
+    else:
+        block_i = fitting_block(geometry.inner, elements, least=4 * sector)
+        block_o = fitting_block(geometry.outer_size, elements // block_i)
+        block_c = min(elements // (block_i * block_o), power_of_two(geometry.channels))
+        yield Config(block_c, block_o, block_i)
+
+
+def fitting_block(size: int, most: int, least: int = 1) -> int:
+    """The largest power of two up to `most` whose lanes find work nine times in ten; if none, the least wasteful."""
+    most = min(most, power_of_two(size))
+    blocks = [most >> halvings for halvings in range(3) if most >> halvings >= min(least, most)]
+    used = {block: size / (math.ceil(size / block) * block) for block in blocks}
+    return next((block for block in blocks if used[block] >= 0.9), max(blocks, key=used.__getitem__))
+
+
+def cost(geometry: Geometry, config: Config, itemsize: int, mode: Mode) -> float:
+    """Modelled bytes that one slot of a GPU moves from the first launch to the last."""
+    tile = config.block_c * config.block_o * config.block_i * itemsize
+    chunks = config.chunks(geometry)
+    merge = 0 if mode == "inference" else 8 * config.block_c * chunks
+    program = PROGRAM_BYTES[mode] + TENSORS_MOVED[mode] * config.tiles_per_chunk * tile + merge
+    return program * max(1.0, chunks * config.channel_blocks(geometry) / FILLING_PROGRAMS)

@@ -1,0 +1,123 @@
+"""batch_norm: check the arguments, choose the backend."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import autograd
+from .backends import uses_kernels
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalization over axis 1 (Ioffe and Szegedy, 2015), as torch.nn.functional.batch_norm computes it.
+
+    Args:
+        input: (N, C) or (N, C, ...), float16, bfloat16, float32 or float64, of any strides.
+        running_mean, running_var: (C,), both or neither. In training they are updated in place with the batch's mean and
+            its unbiased variance; otherwise they are the statistics, and needed.
+        weight, bias: (C,), each optional.
+        training: normalize by the batch's own mean and biased variance.
+        momentum: weight of the batch's statistics in the update of the running ones, a number or a tensor of one
+            element on the input's device (which is then read there, without waiting for it on the host).
+        eps: added to the variance; not negative.
+
+    Vectors are of the input's dtype or float32. Statistics are computed in float32, for float64 input in float64.
+
+    Returns:
+        A tensor of the input's shape, dtype and memory format. An empty input gives an empty output, and leaves the
+        running buffers alone.
+
+    Raises:
+        TypeError: an argument that is not a tensor where one is needed.
+        NotImplementedError: an input dtype or layout other than those named.
+        ValueError: negative eps; one value a channel in training; one running buffer without the other.
+        RuntimeError: fewer than two axes; a vector of the wrong size, dtype or device; no running buffers in evaluation.
+
+    Every error is raised before a buffer is touched.
+    """
+    check(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if input.numel() == 0 or not uses_kernels(input):
+        momentum = float(momentum)
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return autograd.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+def check(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | Tensor,
+    eps: float,
+) -> None:
+    """Raise what torch.nn.functional.batch_norm raises, before anything is computed or changed."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"batch_norm: expected input to be a Tensor, got {type(input).__name__}")
+    if input.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise NotImplementedError(f"batch_norm: expected input of dtype {names}, got {input.dtype}")
+    if input.layout is not torch.strided:
+        raise NotImplementedError(f"batch_norm: expected a strided input, got {input.layout}")
+    if input.dim() < 2:
+        raise RuntimeError(f"batch_norm: expected input of shape (N, C, ...), got {tuple(input.shape)}")
+    if eps < 0:
+        raise ValueError(f"batch_norm: expected eps to be non-negative, got {eps}")
+    if not training and (running_mean is None or running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise RuntimeError(f"batch_norm: expected {missing} to be defined in evaluation mode, got None")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("batch_norm: expected both of running_mean and running_var or neither, got one of them")
+    if training and math.prod(input.shape[2:], start=input.shape[0]) == 1:
+        raise ValueError(
+            f"batch_norm: expected more than 1 value per channel when training, got input of shape {tuple(input.shape)}"
+        )
+    for name, vector in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        if vector is not None:
+            check_vector(name, vector, input)
+            if name.startswith("running") and vector.requires_grad and torch.is_grad_enabled():
+                raise RuntimeError(f"batch_norm: expected {name} not to require a gradient, since it gets none")
+    if isinstance(momentum, Tensor):
+        if momentum.numel() != 1 or momentum.device != input.device:
+            raise RuntimeError(
+                f"batch_norm: expected momentum to be a number or a tensor of one element on {input.device}, "
+                f"got shape {tuple(momentum.shape)} on {momentum.device}"
+            )
+    elif not isinstance(momentum, (int, float)):
+        raise TypeError(f"batch_norm: expected momentum to be a number or a tensor, got {type(momentum).__name__}")
+
+
+def check_vector(name: str, vector: Tensor, input: Tensor) -> None:
+    """Raise unless this is a vector that the input's channels can use."""
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"batch_norm: expected {name} to be a Tensor or None, got {type(vector).__name__}")
+    if vector.numel() != input.shape[1]:
+        raise RuntimeError(
+            f"batch_norm: expected {name} to contain {input.shape[1]} elements, one a channel of input "
+            f"{tuple(input.shape)}, got {vector.numel()}"
+        )
+    if vector.device != input.device:
+        raise RuntimeError(f"batch_norm: expected {name} on the input's device {input.device}, got {vector.device}")
+    if vector.dtype != input.dtype and vector.dtype != torch.float32:
+        raise RuntimeError(f"batch_norm: expected {name} of dtype {input.dtype} or torch.float32, got {vector.dtype}")

@@ -1,0 +1,53 @@
+"""Vectors with one element a channel: parameters, running buffers, and what follows from them."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_channels(vector, c, channels, ACCUMULATOR: tl.constexpr):
+    """Elements [BLOCK_C] of a vector (C,), in the precision of the statistics."""
+    return tl.load(vector + c, c < channels, other=0.0).to(ACCUMULATOR)
+
+
+@triton.jit
+def load_statistics(statistics, c, channels, ACCUMULATOR: tl.constexpr):
+    """mean and invstd [BLOCK_C] from statistics (2, C)."""
+    mean = load_channels(statistics, c, channels, ACCUMULATOR)
+    return mean, load_channels(statistics + channels, c, channels, ACCUMULATOR)
+
+
+@triton.jit
+def store_statistics(statistics, c, channels, mean, invstd):
+    """Write mean and invstd [BLOCK_C] to statistics (2, C)."""
+    tl.store(statistics + c, mean, c < channels)
+    tl.store(statistics + channels + c, invstd, c < channels)
+
+
+@triton.jit
+def inverse_sqrt(value):
+    """1 / sqrt(value), square root and quotient correctly rounded; tl.rsqrt is an approximation."""
+    if value.dtype == tl.float64:
+        inverse = 1.0 / tl.sqrt(value)
+    else:
+        inverse = tl.div_rn(1.0, tl.sqrt_rn(value))
+    return inverse
+
+
+@triton.jit
+def scale_and_shift(weight, bias, c, channels, invstd):
+    """The affine map of each channel [BLOCK_C]: y = (x - mean) * scale + shift."""
+    scale = invstd
+    shift = tl.zeros_like(invstd)
+    if weight is not None:
+        scale *= load_channels(weight, c, channels, invstd.dtype)
+    if bias is not None:
+        shift += load_channels(bias, c, channels, invstd.dtype)
+    return scale, shift
+
+
+@triton.jit
+def update_running(buffer, c, channels, value, factor):
+    """buffer (C,) <- (1 - factor) buffer + factor value, computed in the precision of the statistics."""
+    old = load_channels(buffer, c, channels, value.dtype)
+    tl.store(buffer + c, (1.0 - factor) * old + factor * value, c < channels)

@@ -1,0 +1,62 @@
+"""Welford statistics in blocks: the mean and M2 of a chunk from centred values, chunks merged by Chan's rule.
+
+Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). Values centred on the exact mean of the
+chunk's first tile lose at most a factor of (tiles per chunk + 1) to rounding, whatever the mean is. Parts merge as
+M2 = M2_a + M2_b + delta^2 n_a n_b / n, here for all chunks of a channel at once. The means of chunks are published minus
+the channel's first element, so that a mean far larger than the deviation costs them no digits.
+"""
+
+import triton
+import triton.language as tl
+
+from .tile import chunk_tiles, elements_before, tile_sum
+
+
+@triton.jit
+def finite_or_zero(value):
+    """A centre has to be finite; with zero instead, inf and NaN reach mean and M2 just as plain sums carry them."""
+    return tl.where(tl.abs(value) < float("inf"), value, 0.0)
+
+
+@triton.jit
+def first_element(x, c, channels, stride_c, ACCUMULATOR: tl.constexpr):
+    """The value [BLOCK_C] to which the means of all chunks of a channel are relative."""
+    return finite_or_zero(tl.load(x + c * stride_c, c < channels, other=0.0).to(ACCUMULATOR))
+
+
+@triton.jit
+def centred_moments(deviation, squares, count):
+    """Mean minus centre, and M2 [BLOCK_C], from the sums per lane of (value - centre) and its square."""
+    offset = tile_sum(deviation) / count
+    M2 = tile_sum(squares) - offset * offset * count
+    return offset, tl.where(M2 < 0, 0.0, M2)
+
+
+@triton.jit
+def partial_pointers(partials, c, channels, chunk, chunks):
+    """Where a chunk's two numbers for each channel lie in partials (2, C, chunks)."""
+    first = partials + c * chunks + chunk
+    return first, first + tl.cast(channels, c.dtype) * chunks
+
+
+@triton.jit
+def merge_chunks(
+    partials, c, channels, outer, inner, chunks, tiles_per_chunk,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Mean minus first element, and biased variance [BLOCK_C], of all chunks, merged in one and the same order."""
+    k = tl.arange(0, BLOCK_K)
+    first, last = chunk_tiles(k, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX)
+    count = elements_before(last, outer, inner, BLOCK_O, BLOCK_I) - elements_before(
+        first, outer, inner, BLOCK_O, BLOCK_I
+    )
+    total = tl.cast(outer, INDEX) * inner
+    mask = (c < channels)[:, None] & (k < chunks)[None, :]
+    mean_at, M2_at = partial_pointers(partials, c[:, None], channels, k[None, :], chunks)
+    chunk_mean = tl.load(mean_at, mask, other=0.0)
+    chunk_M2 = tl.load(M2_at, mask, other=0.0)
+    total = total.to(chunk_M2.dtype)
+    share = (count.to(chunk_M2.dtype) / total)[None, :]
+    mean = tl.sum(chunk_mean * share, 1)
+    delta = chunk_mean - mean[:, None]
+    return mean, tl.sum(chunk_M2 / total + delta * delta * share, 1)
