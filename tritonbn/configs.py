@@ -16,8 +16,8 @@ Mode = Literal["forward", "inference", "backward"]
 
 WARPS = 4
 
-ELEMENTS_PER_THREAD = {"forward": 16, "inference": 8, "backward": 16}
-"""Elements of each tensor that a thread holds at once."""
+ELEMENTS_PER_THREAD = 16
+"""Elements of each tensor that a thread of a 32-wide warp holds at once: two 16-byte accesses in 16 bits."""
 
 TENSORS_MOVED = {"forward": 3, "inference": 2, "backward": 5}
 """How often a tensor's worth of elements is read or written in all launches together."""
@@ -62,29 +62,21 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def fitting_block(size: int, least: int, most: int) -> int:
-    """The largest power of two from least to most of whose lanes nine in ten find work, else the one that wastes fewest."""
-    most = min(most, power_of_two(size))
-    candidates = [1 << bit for bit in range(most.bit_length() - 1, min(least, most).bit_length() - 2, -1)]
-    used = {block: size / (math.ceil(size / block) * block) for block in candidates}
-    return next((block for block in candidates if used[block] >= 0.9), max(candidates, key=used.__getitem__))
-
-
 def heuristic(geometry: Geometry, itemsize: int, mode: Mode) -> Config:
     """The config of least modelled cost, from the geometry and the bytes an element alone."""
     candidates = []
-    for tile in tiles(geometry, itemsize, mode):
+    for tile in tiles(geometry, itemsize):
         count = tile.tiles(geometry)
         for tiles_per_chunk in (1 << bit for bit in range((count - 1).bit_length() + 1)):
             config = replace(tile, tiles_per_chunk=tiles_per_chunk)
-            if mode == "inference" or config.chunks(geometry) * config.block_c <= MERGED_NUMBERS:
+            if mode == "inference" or power_of_two(config.chunks(geometry)) * config.block_c <= MERGED_NUMBERS:
                 candidates.append(config)
     return min(candidates, key=lambda config: cost(geometry, config, itemsize, mode))
 
 
-def tiles(geometry: Geometry, itemsize: int, mode: Mode) -> Iterator[Config]:
-    """Tiles worth considering, as configs of one tile a chunk: rows of at least a 32-byte sector of the fastest axis."""
-    elements = 32 * WARPS * ELEMENTS_PER_THREAD[mode] // max(1, itemsize // 4)
+def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:
+    """Tiles worth considering, as configs of one tile a chunk; a row of one is never shorter than a 32-byte sector."""
+    elements = 32 * WARPS * ELEMENTS_PER_THREAD // max(1, itemsize // 4)
     sector = 32 // itemsize
     if geometry.channels_last:
         for width in (4 * sector, 2 * sector, sector):

@@ -28,8 +28,8 @@ def batch_norm(
 
     Args:
         input: (N, C) or (N, C, ...), float16, bfloat16, float32 or float64, of any strides.
-        running_mean, running_var: (C,), both or neither. In training they are updated in place with the batch's mean and
-            its unbiased variance; otherwise they are the statistics, and needed.
+        running_mean, running_var: (C,), both or neither. In training they are updated in place with the batch's mean
+            and its unbiased variance; otherwise they are the statistics, and needed.
         weight, bias: (C,), each optional.
         training: normalize by the batch's own mean and biased variance.
         momentum: weight of the batch's statistics in the update of the running ones, a number or a tensor of one
@@ -46,7 +46,8 @@ def batch_norm(
         TypeError: an argument that is not a tensor where one is needed.
         NotImplementedError: an input dtype or layout other than those named.
         ValueError: negative eps; one value a channel in training; one running buffer without the other.
-        RuntimeError: fewer than two axes; a vector of the wrong size, dtype or device; no running buffers in evaluation.
+        RuntimeError: fewer than two axes; a vector of the wrong size, dtype or device; evaluation without running
+            buffers.
 
     Every error is raised before a buffer is touched.
     """

@@ -34,21 +34,18 @@ class Geometry:
 
     @property
     def outer_size(self) -> int:
+        """How many runs of `inner` a channel has."""
         return math.prod(self.outer)
-
-    @property
-    def values_per_channel(self) -> int:
-        return self.outer_size * self.inner
 
 
 def describe(shape: tuple[int, ...], axis: int, *strides: tuple[int, ...]) -> Geometry:
-    """The geometry of tensors of one shape, the last of which is dense (an output), with channels along `axis`.
+    """The geometry of tensors of one shape with channels along `axis`, in the order in which the last tensor lies.
 
     ValueError if more than three axes remain outside `inner`, which takes a rank of 6 or more.
     """
-    dense = strides[-1]
+    order = strides[-1]
     reduced = [d for d in range(len(shape)) if d != axis and shape[d] != 1]
-    reduced.sort(key=lambda d: dense[d], reverse=True)
+    reduced.sort(key=lambda d: order[d], reverse=True)
     runs: list[tuple[int, tuple[int, ...]]] = []
     for d in reduced:
         size, steps = shape[d], tuple(tensor[d] for tensor in strides)
@@ -68,16 +65,15 @@ def describe(shape: tuple[int, ...], axis: int, *strides: tuple[int, ...]) -> Ge
     axes = [*runs, *padding, (channels, channel_steps), (inner, inner_steps)]
     per_tensor = tuple(zip(*(steps for _, steps in axes), strict=True))
     fast, slow = (channels, inner_steps) if channels_last else (inner, channel_steps)
-    last_offset = max(
-        sum((size - 1) * step for (size, _), step in zip(axes, steps, strict=True)) for steps in per_tensor
-    )
+    sizes = [size for size, _ in axes]
+    last = max(sum((size - 1) * step for size, step in zip(sizes, steps, strict=True)) for steps in per_tensor)
     return Geometry(
         channels=channels,
-        outer=tuple(size for size, _ in axes[:OUTER_AXES]),
+        outer=tuple(sizes[:OUTER_AXES]),
         outer_rank=max(1, len(runs)),
         inner=inner,
         strides=per_tensor,
         channels_last=channels_last,
         alignment=math.gcd(WIDEST_ALIGNMENT, fast, *slow, *(step for _, steps in runs for step in steps)),
-        index_bits=64 if max(last_offset, math.prod(shape) - 1) >= 2**31 else 32,
+        index_bits=64 if max(last, math.prod(shape)) >= 2**31 else 32,
     )

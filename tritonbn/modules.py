@@ -67,10 +67,10 @@ COUNTERPARTS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.Bat
 def convert(module: Model) -> Model:
     """Replace every torch.nn.BatchNorm1d, 2d and 3d in a model, in place, and return the model.
 
-    A replacement holds the very parameters, buffers and hooks of the module that it replaces, which goes on working. Lazy
-    ones become tritonbn's when they are initialized. A subclass that only inherits is replaced; one with a forward or
-    any other method of its own is left as it is, with a UserWarning. If `module` is itself a batch norm, its replacement
-    is returned.
+    A replacement holds the very parameters, buffers and hooks of the module that it replaces, which goes on working.
+    Lazy ones become tritonbn's when they are initialized. A subclass that only inherits is replaced; one with a forward
+    or any other method of its own is left as it is, with a UserWarning. If `module` is itself a batch norm, its
+    replacement is returned.
     """
     replacements: dict[nn.Module, nn.Module] = {}
     for name, old in module.named_modules():

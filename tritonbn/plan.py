@@ -140,16 +140,16 @@ class Plan:
     """The launches of one kernel for one geometry: everything but the tensors and the scalars."""
 
     kernel: Any
-    channels: int
-    chunks: int
+    partials: tuple[int, int, int]
+    """The workspace's shape: two numbers of each channel and chunk, the chunks rounded up to a power of two."""
     sizes: tuple[int, ...]
     """The integers in the order that every kernel takes them: sizes, chunks, then the strides of each tensor."""
     launches: tuple[tuple[tuple[int], dict[str, Any]], ...]
     """Grid and keywords (constexprs and launch options) of each launch."""
 
     def workspace(self, x: Tensor) -> Tensor:
-        """Room for two partial results of each channel and chunk."""
-        return x.new_empty((2, self.channels, self.chunks), dtype=statistics_dtype(x.dtype))
+        """Room for the partial results of every chunk."""
+        return x.new_empty(self.partials, dtype=statistics_dtype(x.dtype))
 
     def run(self, device: torch.device, *arguments: Tensor | float | None) -> None:
         """Launch the kernel's phases, one after the other, on the tensors' device."""
@@ -193,8 +193,7 @@ def cached_plan(
         keywords["BLOCK_K"] = power_of_two(chunks)
     return Plan(
         kernel=KERNELS[mode],
-        channels=geometry.channels,
-        chunks=chunks,
+        partials=(2, geometry.channels, power_of_two(chunks)),
         sizes=(
             geometry.channels,
             geometry.outer_size,

@@ -1,4 +1,4 @@
-"""The Triton kernels: pure @triton.jit, importing nothing of the package but each other; plan.py alone launches them."""
+"""The Triton kernels: pure @triton.jit, importing nothing of the package but each other."""
 
 from .backward import backward_kernel
 from .forward import forward_kernel

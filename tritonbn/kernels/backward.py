@@ -19,16 +19,7 @@ from .tile import (
     tile_mask,
     tile_sum,
 )
-from .welford import partial_pointers
-
-
-@triton.jit
-def merge_sums(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
-    """Sums of dy and of dy (x - mean) [BLOCK_C] over all chunks, in one and the same order."""
-    k = tl.arange(0, BLOCK_K)
-    mask = (c < channels)[:, None] & (k < chunks)[None, :]
-    dy_at, dy_x_at = partial_pointers(partials, c[:, None], channels, k[None, :], chunks)
-    return tl.sum(tl.load(dy_at, mask, other=0.0), 1), tl.sum(tl.load(dy_x_at, mask, other=0.0), 1)
+from .welford import load_partials, partial_pointers
 
 
 @triton.jit
@@ -37,7 +28,7 @@ def backward_kernel(
     weight,  # (C,) or None
     statistics,  # (2, C): mean, invstd
     dweight, dbias,  # (C,), written, or None
-    partials,  # (2, C, chunks) workspace: sum of dy, sum of dy (x - mean); None where no sum is wanted
+    partials,  # (2, C, BLOCK_K) workspace: sum of dy, sum of dy (x - mean); None where no sum is wanted
     channels, outer, outer_1, outer_2, inner, chunks, tiles_per_chunk,
     x_o0, x_o1, x_o2, x_c, x_i,
     dy_o0, dy_o1, dy_o2, dy_c, dy_i,
@@ -47,6 +38,7 @@ def backward_kernel(
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
+    """Every chunk's sums; then dweight, dbias and dx."""
     c, chunk = channels_and_chunk(channels, BLOCK_C, INDEX)
     first, last = chunk_tiles(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX)
     mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
@@ -77,12 +69,13 @@ def backward_kernel(
                     OUTER_RANK, CHANNELS_LAST, ALIGN,
                 )  # fmt: skip
         if partials is not None:
-            dy_at, dy_x_at = partial_pointers(partials, c, channels, chunk, chunks)
+            dy_at, dy_x_at = partial_pointers(partials, c, channels, chunk, BLOCK_K)
             tl.store(dy_at, tile_sum(sum_dy), c < channels)
             tl.store(dy_x_at, tile_sum(sum_dy_x), c < channels)
 
     if PHASE == "gradients":
-        sum_dy, sum_dy_x = merge_sums(partials, c, channels, chunks, BLOCK_K)
+        chunk_dy, chunk_dy_x = load_partials(partials, c, channels, chunks, BLOCK_K)
+        sum_dy, sum_dy_x = tl.sum(chunk_dy, 1), tl.sum(chunk_dy_x, 1)
         if chunk == 0:
             if dbias is not None:
                 tl.store(dbias + c, sum_dy, c < channels)

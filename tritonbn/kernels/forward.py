@@ -25,7 +25,7 @@ def forward_kernel(
     running_mean, running_var,  # (C,) or None, updated in place
     average_factor,  # () or None: a weight of the new statistics that lives on the device, instead of momentum
     statistics,  # (2, C), written: mean, invstd
-    partials,  # (2, C, chunks) workspace: mean - first element, M2
+    partials,  # (2, C, BLOCK_K) workspace: mean - first element, M2
     momentum: tl.float64, eps: tl.float64,
     channels, outer, outer_1, outer_2, inner, chunks, tiles_per_chunk,
     x_o0, x_o1, x_o2, x_c, x_i,
@@ -35,6 +35,7 @@ def forward_kernel(
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
+    """Every chunk's mean and M2; then the merged statistics, the running buffers and y."""
     c, chunk = channels_and_chunk(channels, BLOCK_C, INDEX)
     first, last = chunk_tiles(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX)
     reference = first_element(x, c, channels, x_c, ACCUMULATOR)
@@ -63,7 +64,7 @@ def forward_kernel(
             squares += value * value
         count = elements_before(last, outer, inner, BLOCK_O, BLOCK_I) - before
         offset, M2 = centred_moments(deviation, squares, count.to(ACCUMULATOR))
-        mean_at, M2_at = partial_pointers(partials, c, channels, chunk, chunks)
+        mean_at, M2_at = partial_pointers(partials, c, channels, chunk, BLOCK_K)
         tl.store(mean_at, centre - reference + offset, c < channels)
         tl.store(M2_at, M2, c < channels)
 

@@ -22,6 +22,7 @@ def inference_kernel(
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
+    """y = (x - running_mean) / sqrt(running_var + eps) weight + bias."""
     c, chunk = channels_and_chunk(channels, BLOCK_C, INDEX)
     first, last = chunk_tiles(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX)
     given_mean = load_channels(running_mean, c, channels, ACCUMULATOR)

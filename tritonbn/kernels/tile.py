@@ -59,7 +59,7 @@ def tile_mask(
     CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
-    """Which elements exist. The bound of the fast axis is a known multiple of ALIGN, or wide accesses would fall apart."""
+    """Which elements exist; the fast axis's bound is a known multiple of ALIGN, or no access would be wide."""
     mask = tl.full([1, 1, 1], True, tl.int1)
     if MASK_C:
         mask = mask & (c[:, None, None] < multiple(channels, ALIGN if CHANNELS_LAST else 1))
@@ -76,7 +76,7 @@ def tile_offsets(
     stride_o0, stride_o1, stride_o2, stride_c, stride_i,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Element offsets of a tile in one tensor; `o` runs over OUTER_RANK axes, the last of them of sizes outer_1, outer_2."""
+    """Element offsets of a tile; `o` counts over OUTER_RANK axes, the faster ones of sizes outer_1 and outer_2."""
     offsets = c[:, None, None] * multiple(stride_c, 1 if CHANNELS_LAST else ALIGN)
     offsets += i * multiple(stride_i, ALIGN if CHANNELS_LAST else 1)
     if OUTER_RANK == 3:

@@ -2,8 +2,8 @@
 
 Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). Values centred on the exact mean of the
 chunk's first tile lose at most a factor of (tiles per chunk + 1) to rounding, whatever the mean is. Parts merge as
-M2 = M2_a + M2_b + delta^2 n_a n_b / n, here for all chunks of a channel at once. The means of chunks are published minus
-the channel's first element, so that a mean far larger than the deviation costs them no digits.
+M2 = M2_a + M2_b + delta^2 n_a n_b / n, here for all chunks of a channel at once. The means of chunks are published
+minus the channel's first element, so that a mean far larger than the deviation costs them no digits.
 """
 
 import triton
@@ -33,10 +33,20 @@ def centred_moments(deviation, squares, count):
 
 
 @triton.jit
-def partial_pointers(partials, c, channels, chunk, chunks):
-    """Where a chunk's two numbers for each channel lie in partials (2, C, chunks)."""
-    first = partials + c * chunks + chunk
-    return first, first + tl.cast(channels, c.dtype) * chunks
+def partial_pointers(partials, c, channels, chunk, BLOCK_K: tl.constexpr):
+    """Where a chunk's two numbers for each channel lie in partials (2, C, BLOCK_K)."""
+    first = partials + c * BLOCK_K + chunk
+    return first, first + tl.cast(channels, c.dtype) * BLOCK_K
+
+
+@triton.jit
+def load_partials(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
+    """Both numbers [BLOCK_C, BLOCK_K] of every chunk, zero where there is none; whole rows, so by wide loads."""
+    k = tl.arange(0, BLOCK_K)[None, :]
+    first, second = partial_pointers(partials, c[:, None], channels, k, BLOCK_K)
+    mask = (c < channels)[:, None]
+    first, second = tl.load(first, mask, other=0.0), tl.load(second, mask, other=0.0)
+    return tl.where(k < chunks, first, 0.0), tl.where(k < chunks, second, 0.0)
 
 
 @triton.jit
@@ -45,17 +55,12 @@ def merge_chunks(
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Mean minus first element, and biased variance [BLOCK_C], of all chunks, merged in one and the same order."""
+    chunk_mean, chunk_M2 = load_partials(partials, c, channels, chunks, BLOCK_K)
     k = tl.arange(0, BLOCK_K)
     first, last = chunk_tiles(k, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX)
-    count = elements_before(last, outer, inner, BLOCK_O, BLOCK_I) - elements_before(
-        first, outer, inner, BLOCK_O, BLOCK_I
-    )
-    total = tl.cast(outer, INDEX) * inner
-    mask = (c < channels)[:, None] & (k < chunks)[None, :]
-    mean_at, M2_at = partial_pointers(partials, c[:, None], channels, k[None, :], chunks)
-    chunk_mean = tl.load(mean_at, mask, other=0.0)
-    chunk_M2 = tl.load(M2_at, mask, other=0.0)
-    total = total.to(chunk_M2.dtype)
+    count = elements_before(last, outer, inner, BLOCK_O, BLOCK_I)
+    count -= elements_before(first, outer, inner, BLOCK_O, BLOCK_I)
+    total = (tl.cast(outer, INDEX) * inner).to(chunk_M2.dtype)
     share = (count.to(chunk_M2.dtype) / total)[None, :]
     mean = tl.sum(chunk_mean * share, 1)
     delta = chunk_mean - mean[:, None]

@@ -1,0 +1,162 @@
+"""Inputs of every layout, and error bounds derived from the arithmetic, for comparisons with the float64 reference."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import tritonbn
+from tritonbn import reference
+from tritonbn.plan import INTERPRETED, statistics_dtype
+
+DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Normal values with a mean and deviation that differ between channels, the same at every call."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    channels = torch.arange(shape[1], dtype=torch.float64).view(1, -1, *[1] * (len(shape) - 2))
+    return (values * (1 + channels % 3) + channels % 5 - 2).to(dtype).to(DEVICE)
+
+
+def vector(channels: int, dtype: torch.dtype, seed: int, positive: bool = False) -> Tensor:
+    """A parameter or running buffer of random values; positive ones lie between 0.5 and 1.5."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(channels, generator=generator) + 0.5 if positive else torch.randn(channels, generator=generator)
+    return values.to(dtype).to(DEVICE)
+
+
+LAYOUTS = {
+    "contiguous": lambda shape, dtype: random(shape, dtype),
+    "channels_last": lambda shape, dtype: random(shape, dtype).contiguous(
+        memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)]
+    ),
+    "channels_last_sliced": lambda shape, dtype: random((*shape[:2], *(n + 3 for n in shape[2:])), dtype).contiguous(
+        memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)]
+    )[(slice(None), slice(None), *(slice(1, n + 1) for n in shape[2:]))],
+    "sliced": lambda shape, dtype: random(tuple(n + 2 for n in shape), dtype)[tuple(slice(1, n + 1) for n in shape)],
+    "strided": lambda shape, dtype: random(tuple(2 * n for n in shape), dtype)[
+        tuple(slice(None, None, 2) for _ in shape)
+    ],
+    "transposed": lambda shape, dtype: random((shape[0], shape[1], *shape[:1:-1]), dtype).permute(
+        0, 1, *range(len(shape) - 1, 1, -1)
+    ),
+    "channel_first": lambda shape, dtype: random((shape[1], shape[0], *shape[2:]), dtype).transpose(0, 1),
+    "expanded_batch": lambda shape, dtype: random((1, *shape[1:]), dtype).expand(shape),
+    "expanded_channels": lambda shape, dtype: random((shape[0], 1, *shape[2:]), dtype).expand(shape),
+    "expanded_inner": lambda shape, dtype: random((*shape[:-1], 1), dtype).expand(shape),
+    "offset": lambda shape, dtype: random((*shape[:-1], shape[-1] * 2), dtype)[..., 1 : shape[-1] + 1],
+}
+"""Name -> a tensor of a given shape and dtype whose strides are of that kind."""
+
+
+@dataclass
+class Bounds:
+    """How far a result may lie from the truth: first-order rounding errors of the kernels' own operations.
+
+    A sum of n terms is a tree over lanes and a short loop: each term passes log2(n) + LOOP additions. Stored results
+    are rounded once (the interpreter truncates to bfloat16: one whole unit in the last place).
+    """
+
+    dtype: torch.dtype
+    values: int
+    """Values of a channel."""
+
+    LOOP = 8
+
+    @property
+    def unit(self) -> float:
+        """Rounding of one operation in the statistics' dtype."""
+        return torch.finfo(statistics_dtype(self.dtype)).eps
+
+    @property
+    def sum(self) -> float:
+        """Relative to the sum of magnitudes."""
+        return self.unit * (torch.tensor(float(self.values)).log2().item() + self.LOOP)
+
+    def stored(self, truth: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rounding to the result's dtype."""
+        info = torch.finfo(dtype)
+        return truth.abs() * info.eps + info.tiny
+
+
+def assert_within(name: str, actual: Tensor, truth: Tensor, bound: Tensor) -> None:
+    """Every element is finite where the truth is, and no further from it than its bound."""
+    error = (actual.double() - truth).abs()
+    assert actual.shape == truth.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    worst = (error / bound).nan_to_num(nan=float("inf")).max().item() if error.numel() else 0.0
+    assert worst <= 1.0, f"{name}: {worst:.3g} times the bound; worst error {error.max().item():.3g}"
+
+
+def compare(
+    x: Tensor,
+    *,
+    training: bool = True,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    dy: Tensor | None = None,
+) -> None:
+    """Run forward and backward through the kernels, and hold y, running buffers and gradients to their bounds."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias)]
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    truth = reference.batch_norm(exact[0], running_mean, running_var, *exact[1:], training, momentum, eps)
+    buffers = [None if t is None else t.clone() for t in (running_mean, running_var)]
+    y = tritonbn.batch_norm(leaves[0], *buffers, *leaves[1:], training, momentum, eps)
+    assert y.dtype == x.dtype
+    assert y.stride() == torch.empty_like(x).stride()
+    dy = random(tuple(x.shape), x.dtype, seed=1) if dy is None else dy
+    gradients = torch.autograd.grad(y, [t for t in leaves if t is not None], dy)
+    true_gradients = torch.autograd.grad(truth.y, [t for t in exact if t is not None], dy.double())
+
+    bounds = Bounds(x.dtype, x.numel() // x.shape[1])
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    reduced = [axis for axis in range(x.dim()) if axis != 1]
+    with torch.no_grad():
+        mean, invstd = truth.mean.view(shape), truth.invstd.view(shape)
+        xhat = (exact[0] - mean) * invstd
+        spread = (exact[0] - mean).abs().amax(reduced, keepdim=True)
+        scale = invstd.abs() if weight is None else (invstd * exact[1].view(shape)).abs()
+        mean_error = bounds.unit * mean.abs() + (bounds.sum * spread if training else 0)
+        invstd_error = bounds.unit * 4 + (bounds.sum * (1 + spread.square() * invstd.square()) if training else 0)
+        xhat_error = (
+            mean_error * invstd + bounds.unit * (exact[0].abs() + mean.abs()) * invstd + xhat.abs() * invstd_error
+        )
+        ywise = xhat_error * scale / invstd + bounds.unit * 4 * truth.y.abs()
+        if bias is not None:
+            ywise += bounds.unit * exact[2].view(shape).abs()
+        assert_within("y", y.detach(), truth.y, ywise + bounds.stored(truth.y, y.dtype))
+        if running_mean is not None and training:
+            error = momentum * mean_error.flatten() + 4 * bounds.unit * truth.running_mean.abs()
+            error += 2 * bounds.unit * (running_mean.abs() + mean.flatten().abs())
+            assert_within(
+                "running_mean",
+                buffers[0],
+                truth.running_mean,
+                error + bounds.stored(truth.running_mean, buffers[0].dtype),
+            )
+            error = truth.running_var * (2 * invstd_error.flatten() + 4 * bounds.unit)
+            assert_within(
+                "running_var", buffers[1], truth.running_var, error + bounds.stored(truth.running_var, buffers[1].dtype)
+            )
+        dy = dy.double()
+        sum_dy, sum_dy_xhat = dy.abs().sum(reduced), (dy * xhat).abs().sum(reduced)
+        dweight_error = bounds.sum * sum_dy_xhat + (dy.abs() * xhat_error).sum(reduced) + bounds.unit * 4 * sum_dy_xhat
+        dy_error = bounds.unit * 8 * dy.abs()
+        if training:
+            dy_error = dy_error + (bounds.sum * sum_dy / bounds.values).view(shape)
+            dy_error += (xhat.abs() + xhat_error) * (dweight_error / bounds.values).view(shape)
+            dy_error += xhat_error * (sum_dy_xhat / bounds.values).view(shape)
+            dy_error += bounds.unit * 8 * (xhat.abs() * (sum_dy_xhat / bounds.values).view(shape))
+        dx_error = scale * (dy_error + invstd_error * (dy.abs() + (sum_dy / bounds.values).view(shape) + xhat.abs()))
+        errors = [dx_error, dweight_error, bounds.sum * sum_dy]
+        names = [name for name, leaf in zip(("dx", "dweight", "dbias"), leaves, strict=True) if leaf is not None]
+        errors = [error for error, leaf in zip(errors, leaves, strict=True) if leaf is not None]
+        for name, gradient, true_gradient, error in zip(names, gradients, true_gradients, errors, strict=True):
+            assert_within(name, gradient, true_gradient, error + bounds.stored(true_gradient, gradient.dtype))
+        assert gradients[0].stride() == torch.empty_like(x).stride()
