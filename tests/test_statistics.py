@@ -1,5 +1,7 @@
 """The variance where naive sums lose it; inf and NaN; the same bits every time."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,8 +47,9 @@ def test_variance_of_hostile_data(cut, sizes, case):
         x[..., :8] += 3e4
     else:
         x += torch.linspace(0, 1e5, 400)
+    x = x.to(DEVICE)
     tiles = min(sizes[3], 400 // sizes[2])
-    assert relative_error(batch_statistics(x.to(DEVICE))[1], x.to(DEVICE)) < 2 * torch.finfo(x.dtype).eps * (tiles + 9)
+    assert relative_error(batch_statistics(x)[1], x) < 4 * torch.finfo(x.dtype).eps * (tiles + 1)
 
 
 def test_constant_channel():
@@ -94,13 +97,16 @@ def test_same_bits_whatever_the_order_of_programs(cut, layout, monkeypatch):
 
 
 def run_backwards(self, device, *arguments):
-    """Plan.run, with the programs of every launch started last to first (in the interpreter; a GPU has its own order)."""
+    """Plan.run with the programs of a launch started last to first (in the interpreter; a GPU has its own order)."""
     for (programs,), keywords in self.launches:
         with pytest.MonkeyPatch.context() as patch:
-            if plan.INTERPRETED:
-                set_index = interpreter_builder.set_grid_idx
-                patch.setattr(interpreter_builder, "set_grid_idx", lambda x, y, z: set_index(programs - 1 - x, y, z))
+            from_behind = partial(set_index_from_behind, interpreter_builder.set_grid_idx, programs)
+            patch.setattr(interpreter_builder, "set_grid_idx", from_behind)
             self.kernel[(programs,)](*arguments, *self.sizes, **keywords)
+
+
+def set_index_from_behind(set_index, programs, x, y, z):
+    set_index(programs - 1 - x, y, z)
 
 
 def run(x):

@@ -76,7 +76,7 @@ def check(
         raise NotImplementedError(f"batch_norm: expected input of dtype {names}, got {input.dtype}")
     if input.layout is not torch.strided:
         raise NotImplementedError(f"batch_norm: expected a strided input, got {input.layout}")
-    if input.dim() < 2:
+    if input.dim() < 2 and input.numel() > 0:
         raise RuntimeError(f"batch_norm: expected input of shape (N, C, ...), got {tuple(input.shape)}")
     if eps < 0:
         raise ValueError(f"batch_norm: expected eps to be non-negative, got {eps}")
@@ -85,6 +85,7 @@ def check(
         raise RuntimeError(f"batch_norm: expected {missing} to be defined in evaluation mode, got None")
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: expected both of running_mean and running_var or neither, got one of them")
+    channels = input.shape[1] if input.dim() >= 2 else 0
     if training and math.prod(input.shape[2:], start=input.shape[0]) == 1:
         raise ValueError(
             f"batch_norm: expected more than 1 value per channel when training, got input of shape {tuple(input.shape)}"
@@ -96,7 +97,7 @@ def check(
         ("bias", bias),
     ):
         if vector is not None:
-            check_vector(name, vector, input)
+            check_vector(name, vector, input, channels)
             if name.startswith("running") and vector.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(f"batch_norm: expected {name} not to require a gradient, since it gets none")
     if isinstance(momentum, Tensor):
@@ -109,13 +110,13 @@ def check(
         raise TypeError(f"batch_norm: expected momentum to be a number or a tensor, got {type(momentum).__name__}")
 
 
-def check_vector(name: str, vector: Tensor, input: Tensor) -> None:
+def check_vector(name: str, vector: Tensor, input: Tensor, channels: int) -> None:
     """Raise unless this is a vector that the input's channels can use."""
     if not isinstance(vector, Tensor):
         raise TypeError(f"batch_norm: expected {name} to be a Tensor or None, got {type(vector).__name__}")
-    if vector.numel() != input.shape[1]:
+    if vector.numel() != channels:
         raise RuntimeError(
-            f"batch_norm: expected {name} to contain {input.shape[1]} elements, one a channel of input "
+            f"batch_norm: expected {name} to contain {channels} elements, one a channel of input "
             f"{tuple(input.shape)}, got {vector.numel()}"
         )
     if vector.device != input.device:

@@ -50,7 +50,7 @@ def backward_kernel(
         sum_dy = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
         sum_dy_x = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
         for tile in range(first, last):
-            o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I)
+            o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
             mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
             gradient = load_tile(
                 dy, mask, c, o, i, outer_1, outer_2, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
@@ -86,7 +86,7 @@ def backward_kernel(
             mean_dy = sum_dy / total
             slope = sum_dy_x / total * invstd * invstd
             for tile in range(first, last):
-                o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I)
+                o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
                 mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
                 gradient = load_tile(
                     dy, mask, c, o, i, outer_1, outer_2, dy_o0, dy_o1, dy_o2, dy_c, dy_i,

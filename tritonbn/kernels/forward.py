@@ -41,7 +41,7 @@ def forward_kernel(
     reference = first_element(x, c, channels, x_c, ACCUMULATOR)
 
     if PHASE == "statistics":
-        o, i = tile_indices(first, inner, BLOCK_O, BLOCK_I)
+        o, i = tile_indices(first, inner, BLOCK_O, BLOCK_I, INDEX)
         mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
         value = load_tile(
             x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
@@ -53,7 +53,7 @@ def forward_kernel(
         deviation = tl.where(mask, value - over_tile(centre), 0.0)
         squares = deviation * deviation
         for tile in range(first + 1, last):
-            o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I)
+            o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
             mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
             value = load_tile(
                 x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
@@ -85,7 +85,7 @@ def forward_kernel(
                 update_running(running_var, c, channels, variance * (total / (total - 1.0)), factor)
         scale, shift = scale_and_shift(weight, bias, c, channels, batch_invstd)
         for tile in range(first, last):
-            o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I)
+            o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
             mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
             value = load_tile(
                 x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,

@@ -33,7 +33,7 @@ def inference_kernel(
             store_statistics(statistics, c, channels, given_mean, given_invstd)
     scale, shift = scale_and_shift(weight, bias, c, channels, given_invstd)
     for tile in range(first, last):
-        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I)
+        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
         mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
         value = load_tile(
             x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,

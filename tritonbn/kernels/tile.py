@@ -45,8 +45,9 @@ def elements_before(tile, outer, inner, BLOCK_O: tl.constexpr, BLOCK_I: tl.const
 
 
 @triton.jit
-def tile_indices(tile, inner, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):
+def tile_indices(tile, inner, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INDEX: tl.constexpr):
     """Outer [1, BLOCK_O, 1] and inner [1, 1, BLOCK_I] indices of a tile."""
+    tile = tl.cast(tile, INDEX)  # the interpreter counts loops in int32, whatever the bounds are
     inner_tiles = tl.cdiv(inner, BLOCK_I)
     o = tile // inner_tiles * BLOCK_O + tl.arange(0, BLOCK_O)
     i = tile % inner_tiles * BLOCK_I + tl.arange(0, BLOCK_I)

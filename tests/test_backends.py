@@ -1,0 +1,136 @@
+"""Who computes: context manager, decorator, environment; and that each name means what it says."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from support import DEVICE, random
+
+import tritonbn
+from tritonbn import plan
+
+pytestmark = pytest.mark.backend_choice
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """used() says whether a batch norm goes to the kernels."""
+    runs = []
+    original = plan.Plan.run
+    monkeypatch.setattr(plan.Plan, "run", lambda self, *args: (runs.append(self), original(self, *args)))
+
+    def call(x=None):
+        runs.clear()
+        tritonbn.batch_norm(random((4, 3)) if x is None else x, None, None, training=True)
+        return bool(runs)
+
+    return call
+
+
+def test_auto_is_the_default(used, monkeypatch):
+    monkeypatch.delenv("TRITONBN_BACKEND", raising=False)
+    assert used()
+    if plan.INTERPRETED:
+        monkeypatch.setattr("tritonbn.backends.INTERPRETED", False)
+        assert not used()
+
+
+def test_auto_leaves_other_devices_to_aten(used):
+    assert not used(torch.empty(4, 3, device="meta"))
+
+
+def test_context_manager_nests(used):
+    with tritonbn.backend("aten"):
+        assert not used()
+        with tritonbn.backend("triton"):
+            assert used()
+        assert not used()
+    assert used()
+
+
+def test_an_exception_restores_the_choice(used):
+    with pytest.raises(KeyError), tritonbn.backend("aten"):
+        raise KeyError
+    assert used()
+
+
+def test_decorator(used):
+    @tritonbn.backend("aten")
+    def inside(depth):
+        return used() if depth == 0 else inside(depth - 1)
+
+    assert not inside(3)
+    assert used()
+
+
+def test_one_object_entered_twice(used):
+    choice = tritonbn.backend("aten")
+    with choice, choice:
+        assert not used()
+    assert used()
+
+
+def test_environment(used, monkeypatch):
+    monkeypatch.setenv("TRITONBN_BACKEND", "aten")
+    assert not used()
+    with tritonbn.backend("triton"):
+        assert used()
+    monkeypatch.setenv("TRITONBN_BACKEND", "")
+    assert used()
+
+
+def test_threads_and_tasks_do_not_share_a_choice(used):
+    seen = []
+
+    async def task():
+        seen.append(used())
+
+    with tritonbn.backend("aten"):
+        thread = threading.Thread(target=lambda: seen.append(used()))
+        thread.start()
+        thread.join()
+        asyncio.run(task())
+    assert seen == [True, False]
+
+
+def test_unknown(monkeypatch):
+    with pytest.raises(ValueError, match="'auto', 'triton', 'aten', got 'cudnn'"):
+        tritonbn.backend("cudnn")
+    monkeypatch.setenv("TRITONBN_BACKEND", "cudnn")
+    with pytest.raises(ValueError, match="TRITONBN_BACKEND: expected one of .* got 'cudnn'"):
+        tritonbn.batch_norm(random((4, 3)), None, None, training=True)
+
+
+def test_backward_runs_where_forward_ran(used, monkeypatch):
+    x = random((4, 3)).requires_grad_()
+    with tritonbn.backend("triton"):
+        y = tritonbn.batch_norm(x, None, None, training=True)
+    runs = []
+    original = plan.Plan.run
+    monkeypatch.setattr(plan.Plan, "run", lambda self, *args: (runs.append(self), original(self, *args)))
+    with tritonbn.backend("aten"):
+        y.sum().backward()
+    assert runs
+
+
+def test_backends_agree():
+    x, vectors = random((5, 3, 4)), [torch.rand(3, device=DEVICE) + 0.5 for _ in range(4)]
+    results = []
+    for name in ("triton", "aten"):
+        with tritonbn.backend(name):
+            mine = [v.clone() for v in vectors]
+            results.append((tritonbn.batch_norm(x, *mine, training=True), mine))
+    torch.testing.assert_close(*results)
+
+
+def test_momentum_as_a_tensor():
+    results = []
+    for name in ("triton", "aten"):
+        for momentum in (0.25, torch.tensor(0.25, device=DEVICE)):
+            buffers = [torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)]
+            with tritonbn.backend(name):
+                tritonbn.batch_norm(random((5, 3)), *buffers, training=True, momentum=momentum)
+            results.append(buffers)
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other)

@@ -1,0 +1,117 @@
+"""Bad input raises what torch raises, says what was expected and what came, and changes nothing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import DEVICE, random
+
+import tritonbn
+
+X = (4, 3, 5)
+
+
+def arguments(**changes):
+    """Good arguments, but for the changes."""
+    buffers = {"running_mean": torch.zeros(3, device=DEVICE), "running_var": torch.ones(3, device=DEVICE)}
+    return {"input": random(X), **buffers, "training": True, **changes}
+
+
+def ones(*shape, dtype=torch.float32, device=DEVICE):
+    return torch.ones(shape, dtype=dtype, device=device)
+
+
+CASES = {
+    "rank 1": (dict(input=ones(3)), RuntimeError, r"\(3,\)"),
+    "channel mismatch": (dict(running_mean=ones(4), running_var=ones(4)), RuntimeError, "3 elements.* got 4"),
+    "weight mismatch": (dict(weight=ones(2)), RuntimeError, "weight to contain 3 elements.* got 2"),
+    "bias mismatch": (dict(bias=ones(5)), RuntimeError, "bias to contain 3 elements.* got 5"),
+    "mixed devices": (dict(weight=ones(3, device="meta")), RuntimeError, "got meta"),
+    "buffers elsewhere": (
+        dict(running_mean=ones(3, device="meta"), running_var=ones(3, device="meta")),
+        RuntimeError,
+        "got meta",
+    ),
+    "integers": (dict(input=ones(*X, dtype=torch.int64)), NotImplementedError, "got torch.int64"),
+    "booleans": (dict(input=ones(*X, dtype=torch.bool)), NotImplementedError, "got torch.bool"),
+    "complex": (dict(input=ones(*X, dtype=torch.complex64)), NotImplementedError, "got torch.complex64"),
+    "sparse": (dict(input=ones(*X).to_sparse(), training=False), NotImplementedError, "got torch.sparse_coo"),
+    "running_mean alone": (dict(running_var=None), ValueError, "both of running_mean and running_var or neither"),
+    "running_var alone": (dict(running_mean=None), ValueError, "both of running_mean and running_var or neither"),
+    "eval without running_mean": (dict(running_mean=None, training=False), RuntimeError, "running_mean to be defined"),
+    "eval without running_var": (dict(running_var=None, training=False), RuntimeError, "running_var to be defined"),
+    "eval without either": (
+        dict(running_mean=None, running_var=None, training=False),
+        RuntimeError,
+        "running_mean to be defined",
+    ),
+    "negative eps": (dict(eps=-1e-5), ValueError, "non-negative, got -1e-05"),
+    "one value a channel": (dict(input=ones(1, 3, 1)), ValueError, r"more than 1 value .* got .*\(1, 3, 1\)"),
+    "half weight": (dict(weight=ones(3, dtype=torch.float16)), RuntimeError, "torch.float32.*got torch.float16"),
+    "double bias": (dict(bias=ones(3, dtype=torch.float64)), RuntimeError, "torch.float32.*got torch.float64"),
+    "integer buffers": (
+        dict(running_mean=ones(3, dtype=torch.int64), running_var=ones(3, dtype=torch.int64)),
+        RuntimeError,
+        "got torch.int64",
+    ),
+    "momentum None": (dict(momentum=None), TypeError, "got NoneType"),
+    "buffers that want a gradient": (dict(running_mean=ones(3).requires_grad_()), RuntimeError, "running_mean not to"),
+}
+
+
+@pytest.mark.parametrize("backend", tritonbn.backends.NAMES)
+@pytest.mark.parametrize(("changes", "error", "message"), CASES.values(), ids=CASES)
+def test_bad_input(changes, error, message, backend):
+    given = arguments(**changes)
+    before = {name: value.clone() for name, value in given.items() if isinstance(value, torch.Tensor)}
+    with tritonbn.backend(backend), pytest.raises(error, match=message):
+        tritonbn.batch_norm(**given)
+    for name, value in before.items():
+        if value.device.type != "meta" and not value.is_sparse:
+            assert torch.equal(given[name], value), f"{name} was changed"
+    if DEVICE == "cpu":
+        with pytest.raises(error):
+            F.batch_norm(**given)
+
+
+def test_not_tensors():
+    with pytest.raises(TypeError, match="input to be a Tensor, got list"):
+        tritonbn.batch_norm([1.0], None, None, training=True)
+    with pytest.raises(TypeError, match="weight to be a Tensor or None, got list"):
+        tritonbn.batch_norm(random(X), None, None, [1.0] * 3, training=True)
+
+
+def test_momentum_tensor_elsewhere_or_too_large():
+    for momentum in (torch.ones(2, device=DEVICE), torch.ones((), device="meta")):
+        with pytest.raises(RuntimeError, match="a tensor of one element"):
+            tritonbn.batch_norm(random(X), torch.zeros(3), torch.ones(3), training=True, momentum=momentum)
+
+
+def test_module_counts_no_batch_that_failed():
+    module = tritonbn.BatchNorm1d(3).to(DEVICE)
+    for bad in (random((1, 3)), random((4, 5)), random((4, 3, 2, 2)), random((4, 3)).long()):
+        with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
+            module(bad)
+    assert module.num_batches_tracked.item() == 0
+    assert torch.equal(module.running_mean, torch.zeros(3, device=DEVICE))
+    assert torch.equal(module.running_var, torch.ones(3, device=DEVICE))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 4), (2, 3, 0, 4)])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_empty_batch(shape, training):
+    results = []
+    for function in (tritonbn.batch_norm, F.batch_norm):
+        x = torch.empty(shape, device=DEVICE).requires_grad_()
+        mean, var, weight, bias = ones(3) * 2, ones(3) * 3, ones(3).requires_grad_(), ones(3).requires_grad_()
+        y = function(x, mean, var, weight, bias, training)
+        y.sum().backward()
+        results.append((y, mean, var, x.grad, weight.grad, bias.grad))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert torch.equal(results[0][1], ones(3) * 2)
+
+
+def test_empty_batch_is_counted():
+    module = tritonbn.BatchNorm2d(3).to(DEVICE)
+    module(torch.empty(0, 3, 4, 4, device=DEVICE))
+    assert module.num_batches_tracked.item() == 1
+    assert torch.equal(module.running_mean, torch.zeros(3, device=DEVICE))

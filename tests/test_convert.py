@@ -1,0 +1,156 @@
+"""convert: every torch.nn batch norm replaced, nothing copied, nothing lost."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from support import DEVICE, random
+from torch import nn
+
+import tritonbn
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.ModuleDict({"inner": nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.ReLU())})["inner"],
+        nn.Flatten(2),
+        nn.BatchNorm1d(4, momentum=None),
+    ).to(DEVICE)
+
+
+def test_a_model_is_converted_in_place():
+    model = network()
+    theirs = copy.deepcopy(model)
+    state = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    parameters = list(model.parameters())
+    assert tritonbn.convert(model) is model
+    kinds = [type(m) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert kinds == [tritonbn.BatchNorm2d, tritonbn.BatchNorm2d, tritonbn.BatchNorm1d]
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == state
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    x = random((4, 3, 2, 2))
+    for m in (model, theirs):
+        m(x).square().sum().backward()
+    torch.testing.assert_close(
+        [p.grad for p in model.parameters()], [p.grad for p in theirs.parameters()], rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(dict(model.state_dict()), dict(theirs.state_dict()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_single_module_and_what_it_leaves_behind():
+    old = nn.BatchNorm2d(3, eps=0.1, momentum=0.2).eval().to(DEVICE)
+    new = tritonbn.convert(old)
+    assert type(new) is tritonbn.BatchNorm2d
+    assert type(old) is nn.BatchNorm2d
+    assert (new.eps, new.momentum, new.training) == (0.1, 0.2, False)
+    assert new.weight is old.weight
+    assert new.running_var is old.running_var
+    x = random((2, 3, 2, 2))
+    new.train()(x)
+    torch.testing.assert_close(old(x), new.eval()(x))
+
+
+def test_hooks_are_kept_and_can_be_removed():
+    calls = []
+    model = nn.Sequential(nn.BatchNorm1d(3)).to(DEVICE)
+    handle = model[0].register_forward_hook(lambda module, *_: calls.append(("forward", type(module))))
+    model[0].register_forward_pre_hook(lambda module, *_: calls.append(("pre", type(module))))
+    model[0].register_full_backward_hook(lambda module, *_: calls.append(("backward", type(module))))
+    tritonbn.convert(model)
+    model(random((4, 3)).requires_grad_()).sum().backward()
+    kind = tritonbn.BatchNorm1d
+    assert calls == [("pre", kind), ("forward", kind), ("backward", kind)]
+    handle.remove()
+    calls.clear()
+    with torch.no_grad():
+        model(random((4, 3)))
+    assert calls == [("pre", kind)]
+
+
+def test_a_module_used_twice_stays_one():
+    shared = nn.BatchNorm1d(3)
+    model = nn.ModuleList([shared, nn.Sequential(shared), shared])
+    tritonbn.convert(model)
+    assert model[0] is model[1][0] is model[2]
+
+
+class OwnForward(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+class OwnMethod(nn.BatchNorm2d):
+    def _check_input_dim(self, input):
+        pass
+
+
+class OwnNothing(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-3)
+        self.note = "kept"
+
+
+@pytest.mark.parametrize(
+    ("module", "method"),
+    [(OwnForward(3), "forward"), (OwnMethod(3), "_check_input_dim"), (nn.SyncBatchNorm(3), "forward")],
+)
+def test_a_subclass_with_its_own_methods_is_left_alone(module, method):
+    model = nn.Sequential(nn.Identity(), module)
+    with pytest.warns(UserWarning, match=f"left 1 as it is, since {type(module).__name__} has its own .*{method}"):
+        tritonbn.convert(model)
+    assert model[1] is module
+    with pytest.warns(UserWarning, match="left the module as it is"):
+        assert tritonbn.convert(module) is module
+
+
+def test_an_instance_with_its_own_forward_is_left_alone():
+    module = nn.BatchNorm2d(3)
+    module.forward = lambda x: x
+    with pytest.warns(UserWarning, match="has its own forward"):
+        assert tritonbn.convert(module) is module
+
+
+def test_a_parametrized_module_is_left_alone():
+    module = nn.utils.parametrizations.weight_norm(nn.BatchNorm2d(3), dim=None)
+    with pytest.warns(UserWarning, match="ParametrizedBatchNorm2d has its own"):
+        assert tritonbn.convert(module) is module
+
+
+def test_a_subclass_that_only_inherits_is_replaced():
+    new = tritonbn.convert(OwnNothing(3))
+    assert type(new) is tritonbn.BatchNorm2d
+    assert (new.eps, new.note) == (1e-3, "kept")
+
+
+def test_lazy_modules_become_ours():
+    model = tritonbn.convert(nn.Sequential(nn.LazyBatchNorm2d(momentum=None))).to(DEVICE)
+    model(random((4, 3, 2, 2)))
+    assert type(model[0]) is tritonbn.BatchNorm2d
+    assert model[0].num_features == 3
+    assert model[0].num_batches_tracked.item() == 1
+
+
+def test_twice_changes_nothing_more():
+    model = tritonbn.convert(network())
+    modules = list(model.modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tritonbn.convert(model)
+    assert list(model.modules()) == modules
+
+
+def test_deepcopy_of_a_converted_model():
+    model = tritonbn.convert(network())
+    twin = copy.deepcopy(model)
+    twin(random((4, 3, 2, 2)))
+    assert model[1].num_batches_tracked.item() == 0
+    assert twin[1].num_batches_tracked.item() == 1
+
+
+def test_without_batch_norms():
+    model = nn.Sequential(nn.Linear(3, 3), nn.InstanceNorm1d(3))
+    assert tritonbn.convert(model) is model

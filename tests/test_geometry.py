@@ -1,0 +1,80 @@
+"""Every element is visited exactly once, at the address where torch has it."""
+
+import itertools
+
+import pytest
+import torch
+from support import LAYOUTS
+
+from tritonbn.geometry import describe
+
+
+def addresses(geometry, tensor):
+    """Offsets of all elements of one tensor, a set for each channel."""
+    *outer_steps, channel_step, inner_step = geometry.strides[tensor]
+    channels = []
+    for c in range(geometry.channels):
+        offsets = []
+        for index in itertools.product(*map(range, geometry.outer), range(geometry.inner)):
+            steps = (*outer_steps, inner_step)
+            offsets.append(c * channel_step + sum(i * step for i, step in zip(index, steps, strict=True)))
+        channels.append(offsets)
+    return channels
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_addresses(layout, axis):
+    x = LAYOUTS[layout]((2, 3, 4, 5), torch.float32)
+    y = torch.empty_like(x)
+    geometry = describe(x.shape, axis, x.stride(), y.stride())
+    assert geometry.outer_size * geometry.inner * geometry.channels == x.numel()
+    pairs = [set(), set()]
+    for index in itertools.product(*map(range, x.shape)):
+        offset = [sum(i * s for i, s in zip(index, t.stride(), strict=True)) for t in (x, y)]
+        pairs[0].add((index[axis], *offset))
+    for c, (of_x, of_y) in enumerate(zip(addresses(geometry, 0), addresses(geometry, 1), strict=True)):
+        pairs[1] |= {(c, *both) for both in zip(of_x, of_y, strict=True)}
+    assert pairs[0] == pairs[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "outer", "inner", "channels_last", "alignment"),
+    [
+        ((32, 64, 56, 56), (200704, 3136, 56, 1), (32, 1, 1), 3136, False, 16),
+        ((32, 64, 56, 56), (200704, 1, 3584, 64), (1, 1, 1), 100352, True, 16),
+        ((32, 80, 14, 14), (15680, 196, 14, 1), (32, 1, 1), 196, False, 4),
+        ((32, 320, 7, 7), (15680, 49, 7, 1), (32, 1, 1), 49, False, 1),
+        ((32, 33, 8, 8), (2112, 1, 264, 33), (1, 1, 1), 2048, True, 1),
+        ((4096, 512), (512, 1), (1, 1, 1), 4096, True, 16),
+        ((1, 8, 100, 100), (80000, 10000, 100, 1), (1, 1, 1), 10000, False, 16),
+        ((2, 8, 6, 7), (999, 100, 16, 1), (2, 6, 1), 7, False, 1),
+        ((5, 1, 4), (4, 4, 1), (1, 1, 1), 20, False, 4),
+    ],
+)
+def test_merging(shape, strides, outer, inner, channels_last, alignment):
+    geometry = describe(shape, 1, strides, strides)
+    assert geometry.outer == outer
+    assert geometry.inner == inner
+    assert geometry.channels_last == channels_last
+    assert geometry.alignment == alignment
+    assert geometry.index_bits == 32
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "bits"),
+    [
+        ((2, 4, 2**28), (2**30, 2**28, 1), 64),
+        ((2, 4, 2**28 - 1), (2**30, 2**28, 1), 32),
+        ((3, 1, 2), (2**30, 1, 1), 64),
+        ((2**31, 1), (0, 0), 64),
+    ],
+)
+def test_index_width(shape, strides, bits):
+    assert describe(shape, 1, strides, strides).index_bits == bits
+
+
+def test_too_many_axes():
+    strides = (1000000, 1, 100000, 10000, 1000, 100)
+    with pytest.raises(ValueError, match="at most 4 axes that cannot be merged, got 5"):
+        describe((2, 3, 4, 5, 6, 7), 1, strides, strides)

@@ -1,0 +1,71 @@
+"""Offsets beyond 2^31: tensors that span gigabytes of address space, of which only a few pages are ever touched."""
+
+import mmap
+from functools import partial
+
+import pytest
+import torch
+from support import compare, random, vector
+from triton.runtime.interpreter import interpreter_builder
+
+import tritonbn
+from tritonbn import plan
+
+pytestmark = pytest.mark.skipif(not plan.INTERPRETED, reason="spans the CPU's address space, not a GPU's memory")
+
+NO_RESERVE = 0x4000
+"""Linux's MAP_NORESERVE, which Python's mmap module does not name before 3.13."""
+
+
+def address_space(elements):
+    """float16 zeros that have no memory behind them until they are written."""
+    return torch.frombuffer(mmap.mmap(-1, elements * 2, flags=mmap.MAP_PRIVATE | NO_RESERVE), dtype=torch.float16)
+
+
+STRIDES = {
+    "outer axis": (2**31 + 8, 16, 5, 1),
+    "channels": (16, 2**30 + 8, 4, 1),
+    "inner axis": (6, 2, 2**30, 2**31 + 8),
+    "channels_last": (2**31 + 16, 1, 15, 3),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
+def test_strides_beyond_int32(cut, strides, training):
+    cut(2, 2, 4, 1)
+    x = address_space(2**32 + 2**20).as_strided((2, 3, 2, 2), strides)
+    x.copy_(random((2, 3, 2, 2)))
+    assert sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) > 2**31
+    vectors = {
+        "weight": vector(3, torch.float32, 2),
+        "running_mean": vector(3, torch.float32, 4),
+        "running_var": vector(3, torch.float32, 5, positive=True),
+    }
+    compare(x, training=training, dy=x, **vectors)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_more_than_2_to_the_31_elements(cut, layout, monkeypatch):
+    """Only the last program of a launch over a dense tensor is run: it must write the last elements, and rightly."""
+    cut(2, 1, 64, 1)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    monkeypatch.setattr(plan.Plan, "run", run_last_program)
+    length = 2**30 + 17
+    memory = address_space(2 * length)
+    x = memory.view(1, 2, length) if layout == "contiguous" else memory.view(1, length, 2).transpose(1, 2)
+    x[:, :, -17:] = random((1, 2, 17), torch.float16)
+    mean, var = torch.tensor([1.0, -1.0]), torch.tensor([4.0, 0.25])
+    y = tritonbn.batch_norm(x, mean, var)
+    assert y.numel() > 2**31
+    expected = (x[:, :, -17:].double() - mean.view(1, 2, 1)) / (var.view(1, 2, 1).double() + 1e-5).sqrt()
+    torch.testing.assert_close(y[:, :, -17:].double(), expected, rtol=2e-3, atol=1e-6)
+
+
+def run_last_program(self, device, *arguments):
+    """Plan.run, as if all programs of the grid but the last had already run."""
+    for (programs,), keywords in self.launches:
+        with pytest.MonkeyPatch.context() as patch:
+            last = partial(setattr, interpreter_builder, "grid_idx", (programs - 1, 0, 0))
+            patch.setattr(interpreter_builder, "set_grid_idx", lambda *_, last=last: last())
+            self.kernel[(1,)](*arguments, *self.sizes, **keywords)
