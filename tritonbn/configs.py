@@ -14,7 +14,8 @@ from .geometry import Geometry
 
 Mode = Literal["forward", "inference", "backward"]
 
-WARPS = 4
+TILE_ELEMENTS = 2048
+"""Elements of a tile, half as many in 64 bits."""
 
 ELEMENTS_PER_THREAD = 16
 """Elements of each tensor that a thread of a 32-wide warp holds at once: two 16-byte accesses in 16 bits."""
@@ -42,7 +43,7 @@ class Config:
     """The tile: channels x outer x inner, powers of two."""
     tiles_per_chunk: int = 1
     """Tiles that one program takes, one after the other."""
-    num_warps: int = WARPS
+    num_warps: int = 4
 
     def tiles(self, geometry: Geometry) -> int:
         """Tiles of one block of channels."""
@@ -76,19 +77,28 @@ def heuristic(geometry: Geometry, itemsize: int, mode: Mode) -> Config:
 
 def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:
     """Tiles worth considering, as configs of one tile a chunk; a row of one is never shorter than a 32-byte sector."""
-    elements = 32 * WARPS * ELEMENTS_PER_THREAD // max(1, itemsize // 4)
+    elements = TILE_ELEMENTS // max(1, itemsize // 4)
     sector = 32 // itemsize
     if geometry.channels_last:
         for width in (4 * sector, 2 * sector, sector):
             block_c = min(width, power_of_two(geometry.channels))
             block_i = fitting_block(geometry.inner, elements // block_c)
             block_o = min(elements // (block_c * block_i), power_of_two(geometry.outer_size))
-            yield Config(block_c, block_o, block_i)
+            yield tile_config(geometry, itemsize, block_c, block_o, block_i)
     else:
         block_i = fitting_block(geometry.inner, elements, least=4 * sector)
         block_o = fitting_block(geometry.outer_size, elements // block_i)
         block_c = min(elements // (block_i * block_o), power_of_two(geometry.channels))
-        yield Config(block_c, block_o, block_i)
+        yield tile_config(geometry, itemsize, block_c, block_o, block_i)
+
+
+def tile_config(geometry: Geometry, itemsize: int, block_c: int, block_o: int, block_i: int) -> Config:
+    """A tile with warps for it: twice as many where accesses are narrow, since each element then needs a pointer."""
+    per_thread = ELEMENTS_PER_THREAD // max(1, itemsize // 4)
+    if geometry.alignment * itemsize < 8:
+        per_thread //= 2
+    num_warps = min(8, max(1, block_c * block_o * block_i // (32 * per_thread)))
+    return Config(block_c, block_o, block_i, num_warps=num_warps)
 
 
 def fitting_block(size: int, most: int, least: int = 1) -> int:

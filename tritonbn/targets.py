@@ -45,7 +45,7 @@ class Resources:
     registers: int
     """Vector registers a thread."""
     spills: int
-    """Bytes a thread that do not fit into registers (AMD: registers that do not)."""
+    """Bytes a thread that do not fit into registers."""
     shared: int
     """Bytes of shared memory a program."""
     loads: dict[int, int]
@@ -61,7 +61,9 @@ class Launch:
     kernel: str
     grid: tuple[int, int, int]
     arguments: dict[str, Any]
+    """By name, constexprs included."""
     num_warps: int
+    target: GPUTarget
     key: str
     """The compiled kernel's name in Triton's cache."""
 
@@ -94,15 +96,23 @@ def compiling_for(name: str) -> Iterator[list[Launch]]:
     """
     if INTERPRETED:
         raise RuntimeError("expected a process without TRITON_INTERPRET=1, under which Triton compiles nothing")
-    driver = CompilingDriver(name)
+    driver = compiling_driver(name)
     config = triton.runtime.driver
-    before = vars(config).get("_active")
+    active, launches = config._active, driver.launches
     config.set_active(driver)
+    driver.launches = []
     try:
         with backend("triton"):
             yield driver.launches
     finally:
-        config.set_active(before)
+        config.set_active(active)
+        driver.launches = launches
+
+
+@lru_cache
+def compiling_driver(name: str) -> CompilingDriver:
+    """One for each architecture: a compiled kernel keeps the launcher that it got first."""
+    return CompilingDriver(name)
 
 
 class CompilingDriver:
@@ -147,7 +157,9 @@ class CompilingDriver:
 
         def launch(x: int, y: int, z: int, stream: int, function: Any, *rest: Any) -> None:
             arguments = dict(zip(names, rest[4:], strict=False))
-            self.launches.append(Launch(metadata.name, (x, y, z), arguments, metadata.num_warps, metadata.hash))
+            self.launches.append(
+                Launch(metadata.name, (x, y, z), arguments, metadata.num_warps, self.target, metadata.hash)
+            )
 
         return launch
 
@@ -199,10 +211,10 @@ def nvidia_tool(name: str, *arguments: str) -> str:
 
 def read_amdgcn(assembly: str, shared: int) -> Resources:
     """AMD: from the assembly that Triton keeps beside the binary."""
-    fields = {name: int(value) for name, value in re.findall(r"\.(\w+_count):\s+(\d+)", assembly)}
+    fields = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)", assembly)}
     return Resources(
         registers=fields["vgpr_count"],
-        spills=fields["vgpr_spill_count"] + fields["sgpr_spill_count"],
+        spills=fields["private_segment_fixed_size"],
         shared=shared,
         loads=amdgcn_widths(assembly, "load"),
         stores=amdgcn_widths(assembly, "store"),

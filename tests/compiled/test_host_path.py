@@ -1,0 +1,161 @@
+"""From the call to the driver, by Triton's real path: what is launched, how often, on which grid, with what."""
+
+import math
+
+import pytest
+import torch
+import triton
+
+import tritonbn
+from tritonbn import plan, targets
+
+SHAPE = (4, 6, 5, 7)
+
+
+@pytest.fixture
+def recorded():
+    """All launches of a test, compiled for an H100 and not run."""
+    with targets.compiling_for("sm_90") as launches:
+        yield launches
+
+
+def names(launches):
+    return [(launch.kernel, launch.arguments.get("PHASE")) for launch in launches]
+
+
+FORWARD = [("forward_kernel", "statistics"), ("forward_kernel", "normalize")]
+BACKWARD = [("backward_kernel", "sums"), ("backward_kernel", "gradients")]
+
+
+def test_training(recorded):
+    x = torch.randn(SHAPE, requires_grad=True)
+    mean, var = torch.zeros(6), torch.ones(6)
+    weight, bias = torch.ones(6, requires_grad=True), torch.zeros(6, requires_grad=True)
+    y = tritonbn.batch_norm(x, mean, var, weight, bias, training=True, momentum=0.3, eps=1e-4)
+    assert names(recorded) == FORWARD
+    for launch in recorded:
+        given = launch.arguments
+        assert given["x"].data_ptr() == x.data_ptr()
+        assert given["y"].data_ptr() == y.data_ptr()
+        assert given["weight"] is weight
+        assert given["bias"] is bias
+        assert given["running_mean"] is mean
+        assert given["running_var"] is var
+        assert given["average_factor"] is None
+        assert (given["momentum"], given["eps"]) == (0.3, 1e-4)
+        assert given["statistics"].shape == (2, 6)
+        assert given["statistics"].dtype == given["partials"].dtype == torch.float32
+    recorded.clear()
+    dy = torch.randn(SHAPE)
+    dx, dweight, dbias = torch.autograd.grad(y, [x, weight, bias], dy)
+    assert names(recorded) == BACKWARD
+    for launch in recorded:
+        given = launch.arguments
+        assert given["dy"].data_ptr() == dy.data_ptr()
+        assert given["dx"].data_ptr() == dx.data_ptr()
+        assert given["dweight"].data_ptr() == dweight.data_ptr()
+        assert given["dbias"].data_ptr() == dbias.data_ptr()
+        assert given["TRAINING"] is True
+
+
+def test_evaluation(recorded):
+    x, weight = torch.randn(SHAPE, requires_grad=True), torch.ones(6, requires_grad=True)
+    with torch.no_grad():
+        tritonbn.batch_norm(x, torch.zeros(6), torch.ones(6), weight)
+    assert names(recorded) == [("inference_kernel", None)]
+    assert recorded[0].arguments["statistics"] is None
+    recorded.clear()
+    y = tritonbn.batch_norm(x, torch.zeros(6), torch.ones(6), weight)
+    assert names(recorded) == [("inference_kernel", None)]
+    assert recorded[0].arguments["statistics"].shape == (2, 6)
+    recorded.clear()
+    torch.autograd.grad(y, [x, weight], torch.randn(SHAPE))
+    assert names(recorded) == BACKWARD
+
+
+def test_evaluation_with_frozen_parameters_needs_no_sums(recorded):
+    x = torch.randn(SHAPE, requires_grad=True)
+    y = tritonbn.batch_norm(x, torch.zeros(6), torch.ones(6), torch.ones(6))
+    recorded.clear()
+    torch.autograd.grad(y, x, torch.randn(SHAPE))
+    assert names(recorded) == BACKWARD[:1]
+    assert recorded[0].arguments["partials"] is None
+
+
+def test_only_parameters_want_a_gradient(recorded):
+    weight = torch.ones(6, requires_grad=True)
+    y = tritonbn.batch_norm(torch.randn(SHAPE), None, None, weight, training=True)
+    recorded.clear()
+    torch.autograd.grad(y, weight, torch.randn(SHAPE))
+    assert names(recorded) == BACKWARD
+    assert all(launch.arguments["dx"] is None for launch in recorded)
+    merging = recorded[1]
+    assert merging.grid == (math.ceil(6 / merging.arguments["BLOCK_C"]), 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, 7), (64, 16, 32, 32), (65537, 3), (1, 1, 10**6), (2, 5000, 3)])
+def test_grid_and_workspace(recorded, shape):
+    tritonbn.batch_norm(torch.empty(shape, device="meta"), None, None, training=True)
+    for launch in recorded:
+        given = launch.arguments
+        tiles = math.ceil(given["outer"] / given["BLOCK_O"]) * math.ceil(given["inner"] / given["BLOCK_I"])
+        chunks = math.ceil(tiles / given["tiles_per_chunk"])
+        assert given["chunks"] == chunks
+        assert launch.grid == (math.ceil(shape[1] / given["BLOCK_C"]) * chunks, 1, 1)
+        assert given["partials"].shape == (2, shape[1], given["BLOCK_K"])
+        assert given["BLOCK_K"] >= chunks
+
+
+def test_nothing_is_compiled_or_planned_twice(recorded, monkeypatch):
+    module = tritonbn.BatchNorm2d(6, momentum=None)
+    module(torch.randn(SHAPE)).sum().backward()
+    monkeypatch.setattr(triton.JITFunction, "_do_compile", lambda *_, **__: pytest.fail("compiled again"))
+    before = plan.cached_plan.cache_info()
+    for _ in range(3):
+        module(torch.randn(SHAPE)).sum().backward()
+    assert plan.cached_plan.cache_info().misses == before.misses
+    assert len(recorded) == 16
+    assert module.num_batches_tracked.item() == 4
+
+
+def test_a_new_momentum_compiles_nothing(recorded, monkeypatch):
+    x, buffers = torch.randn(SHAPE), (torch.zeros(6), torch.ones(6))
+    tritonbn.batch_norm(x, *buffers, training=True, momentum=0.1, eps=1e-5)
+    monkeypatch.setattr(triton.JITFunction, "_do_compile", lambda *_, **__: pytest.fail("compiled again"))
+    tritonbn.batch_norm(x, *buffers, training=True, momentum=0.7, eps=1e-3)
+    tritonbn.batch_norm(x, *buffers, training=True, momentum=1.0, eps=0.0)
+
+
+def test_nobody_waits_for_the_device(recorded, monkeypatch):
+    """The cumulative average's factor stays on the device: nothing of a training step reads a tensor on the host."""
+    for name in ("item", "__float__", "__int__", "__bool__", "tolist", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: pytest.fail(f"Tensor.{name} was called"))
+    module = tritonbn.BatchNorm2d(6, momentum=None)
+    y = module(torch.empty(SHAPE))
+    torch.autograd.grad(y, module.weight, torch.empty(SHAPE))
+    assert recorded[0].arguments["average_factor"].shape == ()
+
+
+def test_the_driver_is_restored():
+    config = triton.runtime.driver
+    before = config._active
+
+    def fails_inside():
+        with targets.compiling_for("sm_80"):
+            assert config.active.get_current_target().arch == 80
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails_inside()
+    assert config._active is before
+
+
+def test_lists_are_apart_when_nested():
+    x = torch.randn(SHAPE)
+    with targets.compiling_for("sm_90") as outer:
+        tritonbn.batch_norm(x, None, None, training=True)
+        with targets.compiling_for("sm_90") as inner:
+            tritonbn.batch_norm(x, torch.zeros(6), torch.ones(6))
+        tritonbn.batch_norm(x, None, None, training=True)
+    assert names(outer) == FORWARD * 2
+    assert names(inner) == [("inference_kernel", None)]

@@ -1,0 +1,115 @@
+"""What the compiler makes of every kernel, for GPUs that are not there: spills, and the width of memory accesses."""
+
+import re
+
+import pytest
+import torch
+
+import tritonbn
+from tritonbn import targets
+
+ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950"]
+ROUND = (32, 64, 32, 32)
+
+
+def launches(architecture, shape, dtype, memory_format=torch.contiguous_format, vectors=torch.float32):
+    """A training step and inference, compiled."""
+    x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format).requires_grad_()
+    weight, bias = (torch.empty(shape[1], dtype=vectors, device="meta", requires_grad=True) for _ in range(2))
+    mean, var = (torch.empty(shape[1], dtype=vectors, device="meta") for _ in range(2))
+    with targets.compiling_for(architecture) as done:
+        y = tritonbn.batch_norm(x, mean, var, weight, bias, training=True)
+        torch.autograd.grad(y, [x, weight, bias], torch.empty_like(y))
+        tritonbn.batch_norm(x.detach(), mean, var, weight, bias)
+    return done
+
+
+def accesses(launch, itemsize, width):
+    """How many accesses of this width a thread needs for one tile."""
+    blocks = [launch.arguments[f"BLOCK_{axis}"] for axis in "COI"]
+    threads = launch.num_warps * launch.target.warp_size
+    return torch.Size(blocks).numel() * itemsize // threads // width
+
+
+def sweeps(launch):
+    """How many tensors a launch reads and writes tile by tile."""
+    return {"statistics": (1, 0), "normalize": (1, 1), "sums": (2, 0), "gradients": (2, 1), None: (1, 1)}[
+        launch.arguments.get("PHASE")
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_round_shapes_are_read_and_written_16_bytes_at_a_time(architecture, dtype, memory_format):
+    done = launches(architecture, ROUND, dtype, memory_format)
+    assert len(done) == 5
+    for launch in done:
+        reads, writes = sweeps(launch)
+        needed = accesses(launch, dtype.itemsize, 16)
+        found = launch.resources
+        assert needed >= 1
+        assert found.spills == 0
+        assert found.loads.get(16, 0) >= reads * needed, launch
+        assert found.stores.get(16, 0) >= writes * needed, launch
+        assert found.stores.get(2, 0) == 0, "a tensor of 16 bits is written 2 bytes at a time"
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_100", "gfx942"])
+@pytest.mark.parametrize(
+    ("shape", "width"),
+    [((32, 80, 14, 14), 8), ((32, 48, 7, 7), 2), ((9, 33, 5, 7), 2), ((4096, 96), 16), ((64, 5, 100), 8)],
+)
+def test_odd_shapes_do_not_spill_and_are_as_wide_as_their_alignment(architecture, shape, width):
+    for launch in launches(architecture, shape, torch.float16):
+        reads, writes = sweeps(launch)
+        found = launch.resources
+        assert found.spills == 0
+        assert found.loads.get(width, 0) >= reads * accesses(launch, 2, width), launch
+        assert found.stores.get(width, 0) >= writes * accesses(launch, 2, width), launch
+
+
+@pytest.mark.parametrize("architecture", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_other_dtypes(architecture, dtype, memory_format):
+    for launch in launches(architecture, ROUND, dtype, memory_format, vectors=dtype):
+        reads, writes = sweeps(launch)
+        assert launch.resources.spills == 0
+        assert launch.resources.loads.get(16, 0) >= reads * accesses(launch, dtype.itemsize, 16), launch
+        assert launch.resources.stores.get(16, 0) >= writes * accesses(launch, dtype.itemsize, 16), launch
+
+
+def test_64_bit_offsets_keep_wide_accesses():
+    for launch in launches("sm_90", (64, 64, 1024, 1024), torch.float16):
+        assert str(launch.arguments["INDEX"]) == "int64"
+        assert launch.resources.spills == 0
+        assert launch.resources.loads.get(16, 0) >= sweeps(launch)[0] * accesses(launch, 2, 16)
+
+
+def test_slices_of_channels_last_keep_wide_accesses():
+    x = torch.empty((8, 64, 34, 34), dtype=torch.float16, device="meta").to(memory_format=torch.channels_last)
+    with targets.compiling_for("sm_90") as done:
+        tritonbn.batch_norm(x[:, :, 1:-1, 1:-1], None, None, training=True)
+    for launch in done:
+        assert launch.arguments["OUTER_RANK"] > 1 or launch.arguments["outer"] > 1
+        assert launch.resources.loads.get(16, 0) >= accesses(launch, 2, 16)
+
+
+def test_no_float_atomics():
+    for launch in launches("sm_90", ROUND, torch.float16):
+        assert not re.search(r"^\s*(atom|red)\.", launch.code("ptx"), re.MULTILINE)
+
+
+def test_unknown_targets():
+    for name in ("h100", "sm_", "gfx", "cuda"):
+        with pytest.raises(ValueError, match=f"sm_90 or gfx942, got '{name}'"):
+            targets.target(name)
+
+
+def test_the_stages_of_a_compilation():
+    done = launches("sm_90", (8, 16, 4, 4), torch.float32)
+    assert ".target sm_90" in done[0].code("ptx")
+    assert done[0].code("cubin")[:4] == b"\x7fELF"
+    with pytest.raises(KeyError, match="got 'amdgcn'"):
+        done[0].code("amdgcn")
