@@ -1,0 +1,1 @@
+"""The main job: tritonbn beside torch, on real images and on the layers of real networks."""
