@@ -15,11 +15,11 @@ from tritonbn.plan import INTERPRETED
 from . import resnet, training
 
 FULL_STEPS = 600
-SHORT_STEPS = 25
+SHORT_STEPS = 15
 """Training steps through the kernels on a GPU or ATen, and in the interpreter."""
 
 GPU_ELEMENTS = 2**30
-INTERPRETED_ELEMENTS = 2**15
+INTERPRETED_ELEMENTS = 2**14
 """Largest tensors whose values are checked."""
 
 

@@ -94,14 +94,14 @@ def check_layers(device: torch.device, batch: int, most_elements: int, console: 
 def reduced(layer: Layer, batch: int, most_elements: int) -> tuple[int, ...]:
     """The layer's shape, with fewer channels if it is too large."""
     batch, channels, *spatial = layer.shape(batch)
-    while channels > 2 and batch * channels * math.prod(spatial) > most_elements:
+    while channels > 1 and batch * channels * math.prod(spatial) > most_elements:
         channels //= 2
     return (batch, channels, *spatial)
 
 
 def times(sizes: tuple[int, ...]) -> str:
-    """(64, 7, 7) as "64 x 7 x 7"."""
-    return " x ".join(map(str, sizes))
+    """(64, 7, 7) as "64x7x7"."""
+    return "x".join(map(str, sizes))
 
 
 def layer_errors(shape: tuple[int, ...], device: torch.device, memory_format: torch.memory_format) -> dict[str, float]:
@@ -121,7 +121,7 @@ def layer_errors(shape: tuple[int, ...], device: torch.device, memory_format: to
 def compile_layers(architecture: str, console: Console) -> None:
     """Print what the compiler makes of every layer for a GPU that need not be there."""
     table = Table(title=f"ResNet-50, batch {BATCH}, {DTYPE}, compiled for {architecture}, not run")
-    for column in ("layer", "layout", "launches", "registers", "spills", "loads", "stores"):
+    for column in ("layer", "layout", "launches", "registers", "spills", "access"):
         table.add_column(column, justify="left" if column in ("layer", "layout") else "right")
     cases = [(layer, name, architecture) for layer in RESNET50 for name in FORMATS]
     with Progress(console=console) as progress, ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
@@ -129,10 +129,8 @@ def compile_layers(architecture: str, console: Console) -> None:
         for row in progress.track(rows, total=len(cases), description=f"compiling for {architecture}"):
             table.add_row(*row)
     console.print(table)
-    console.print("launches, registers a thread: forward + backward; spills: bytes a thread, all launches together;")
-    console.print(
-        "loads, stores: bytes of the widest access to global memory in each launch that sweeps x, dy, y or dx"
-    )
+    console.print("launches, registers a thread: forward + backward. spills: bytes a thread, all launches together.")
+    console.print("access: bytes that a thread loads at once of x and dy; 16 is the most.")
 
 
 def compiled_row(case: tuple[Layer, str, str]) -> list[str]:
@@ -144,7 +142,6 @@ def compiled_row(case: tuple[Layer, str, str]) -> list[str]:
         forward = len(launches)
         torch.autograd.grad(y, [x, weight, bias], dy)
     found = [launch.resources for launch in launches]
-    writing = [launch.resources for launch in launches if launch.arguments["PHASE"] in ("normalize", "gradients")]
     registers = [str(resources.registers) for resources in found]
     return [
         times((layer.channels, *layer.spatial)),
@@ -152,6 +149,14 @@ def compiled_row(case: tuple[Layer, str, str]) -> list[str]:
         f"{forward} + {len(launches) - forward}",
         f"{' '.join(registers[:forward])} + {' '.join(registers[forward:])}",
         str(sum(resources.spills for resources in found)),
-        " ".join(str(max(resources.loads)) for resources in found),
-        " ".join(str(max(resources.stores)) for resources in writing),
+        " ".join(map(str, sorted({tile_access(launch) for launch in launches}))),
     ]
+
+
+def tile_access(launch: targets.Launch) -> int:
+    """The widest access that the alignment allows and of which there are enough for the launch's tile."""
+    elements = math.prod(launch.arguments[f"BLOCK_{axis}"] for axis in "COI")
+    of_a_thread = elements * DTYPE.itemsize // (launch.num_warps * launch.target.warp_size)
+    aligned = launch.arguments["ALIGN"] * DTYPE.itemsize
+    loads = launch.resources.loads
+    return max(width for width in loads if width <= aligned and width * loads[width] >= of_a_thread)

@@ -28,7 +28,7 @@ class Times:
 def interleaved(
     functions: Sequence[Callable[[], Any]], device: torch.device, rounds: int = 30, warmup: int = 5
 ) -> list[Times]:
-    """Device time of each function, by events, with a cold L2, in rounds A B A B ...; warm-up rounds are not counted."""
+    """Device time of each function by events, with a cold L2, in rounds A B A B; warm-up rounds are not counted."""
     module = torch.get_device_module(device)
     cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
     samples: list[list[float]] = [[] for _ in functions]

@@ -187,7 +187,7 @@ def read_sass(cubin: str, shared: int) -> Resources:
     """NVIDIA: by the disassembler that comes with Triton."""
     usage = nvidia_tool("cuobjdump", "-res-usage", cubin)
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
-    assembly = nvidia_tool("nvdisasm", "-c", cubin)
+    assembly = nvidia_tool("nvdisasm", "-c", "-ndf", cubin)
     return Resources(
         registers=registers,
         spills=stack + local,

@@ -1,0 +1,33 @@
+# make bench: the speed report. make test: all tests that need no GPU. make gpu: everything that needs one.
+
+PYTHON ?= python3
+VENV := .venv
+
+# A GPU gets the newest torch with its libraries; without one, a version whose small CPU build pip may find at hand.
+TORCH ?= $(if $(wildcard /dev/nvidia0 /dev/kfd /dev/dxg /dev/dri/renderD128),torch,torch==2.13.0)
+
+.PHONY: bench test gpu lint clean
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python -m benchmarks
+
+test: $(VENV)/installed lint
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 2 --dist worksteal tests/compiled
+
+gpu: $(VENV)/installed
+	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m benchmarks
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
