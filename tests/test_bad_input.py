@@ -83,7 +83,7 @@ def test_not_tensors():
 def test_momentum_tensor_elsewhere_or_too_large():
     for momentum in (torch.ones(2, device=DEVICE), torch.ones((), device="meta")):
         with pytest.raises(RuntimeError, match="a tensor of one element"):
-            tritonbn.batch_norm(random(X), torch.zeros(3), torch.ones(3), training=True, momentum=momentum)
+            tritonbn.batch_norm(random(X), ones(3), ones(3), training=True, momentum=momentum)
 
 
 def test_module_counts_no_batch_that_failed():
