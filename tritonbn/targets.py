@@ -61,7 +61,7 @@ class Launch:
     kernel: str
     grid: tuple[int, int, int]
     arguments: dict[str, Any]
-    """By name, constexprs included."""
+    """By name; before Triton 3.3 without the constexprs."""
     num_warps: int
     target: GPUTarget
     key: str
@@ -98,7 +98,8 @@ def compiling_for(name: str) -> Iterator[list[Launch]]:
         raise RuntimeError("expected a process without TRITON_INTERPRET=1, under which Triton compiles nothing")
     driver = compiling_driver(name)
     config = triton.runtime.driver
-    active, launches = config._active, driver.launches
+    fields = vars(config)
+    active, launches = fields.get("_active", fields.get("active")), driver.launches
     config.set_active(driver)
     driver.launches = []
     try:
@@ -153,7 +154,7 @@ class CompilingDriver:
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         """What is called in place of a launch."""
-        names = source.fn.arg_names
+        names = [p.name for p in source.fn.params if VERSION >= (3, 3) or not p.is_constexpr]
 
         def launch(x: int, y: int, z: int, stream: int, function: Any, *rest: Any) -> None:
             arguments = dict(zip(names, rest[4:], strict=False))
