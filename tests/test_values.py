@@ -102,6 +102,17 @@ def test_gradient_of_another_layout(kind):
     compare(LAYOUTS["channels_last"](shape, torch.float32), dy=dy, training=False, **affine(4, torch.float32))
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_six_axes_of_which_none_merge(training):
+    x = random((2, 3, 2, 2, 3, 4))[..., ::2].permute(0, 1, 5, 3, 2, 4).requires_grad_()
+    dy = random((3, *x.shape[:1], *x.shape[2:])).transpose(0, 1)
+    buffers = vector(3, torch.float32, 4), vector(3, torch.float32, 5, positive=True)
+    y = tritonbn.batch_norm(x, *(b.clone() for b in buffers), training=training)
+    truth = torch.nn.functional.batch_norm(x, *buffers, training=training)
+    torch.testing.assert_close(y, truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(out, x, dy)[0] for out in (y, truth)), rtol=1e-4, atol=1e-4)
+
+
 def test_vectors_with_strides():
     vectors = {name: torch.stack([v, v], 1)[:, 0] for name, v in affine(3, torch.float32).items()}
     assert not vectors["weight"].is_contiguous()

@@ -21,6 +21,7 @@ def batch_norm(
     eps: float,
 ) -> Tensor:
     """y from the kernels, attached to the autograd graph where a gradient can be asked for."""
+    x = plan.walkable(x)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return BatchNorm.apply(x, weight, bias, running_mean, running_var, training, momentum, eps)
     if training:

@@ -34,7 +34,6 @@ def training_forward(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """y like x, and statistics (2, C): mean and invstd; the running buffers are updated in place."""
-    x = walkable(x)
     y = torch.empty_like(x)
     statistics = x.new_empty((2, x.shape[CHANNEL_AXIS]), dtype=statistics_dtype(x.dtype))
     buffers = [dense(running_mean), dense(running_var)]
@@ -69,7 +68,6 @@ def inference(
     keep_statistics: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """y like x, and if a backward pass may follow a copy of the statistics (2, C): mean and invstd."""
-    x = walkable(x)
     y = torch.empty_like(x)
     statistics = None
     if keep_statistics:
@@ -90,7 +88,7 @@ def backward(
     dbias: Tensor | None,
 ) -> None:
     """Fill those of the gradients that are given; `training` says that the statistics were those of x itself."""
-    x, dy = walkable(x), walkable(dy)
+    dy = walkable(dy)
     sums = training or dweight is not None or dbias is not None
     phases = backward_phases(training, sums, dx is not None)
     plan = cached_plan(

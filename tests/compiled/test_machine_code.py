@@ -113,3 +113,8 @@ def test_the_stages_of_a_compilation():
     assert done[0].code("cubin")[:4] == b"\x7fELF"
     with pytest.raises(KeyError, match="got 'amdgcn'"):
         done[0].code("amdgcn")
+
+
+def test_momentum_and_eps_arrive_in_double_precision():
+    done = launches("sm_90", (8, 16, 4, 4), torch.float64)
+    assert done[1].code("ptx").count(".param .f64") == 2
