@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 
-# A GPU gets the newest torch with its libraries; without one, a version whose small CPU build pip may find at hand.
+# A GPU gets the newest torch of PyPI, which is built for CUDA: for ROCm give TORCH="torch --index-url ...".
+# Without a GPU, a version whose small CPU build pip may find at hand.
 TORCH ?= $(if $(wildcard /dev/nvidia0 /dev/kfd /dev/dxg /dev/dri/renderD128),torch,torch==2.13.0)
 
 .PHONY: bench test gpu lint clean
@@ -16,6 +17,8 @@ test: $(VENV)/installed lint
 	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 2 --dist worksteal tests/compiled
 
 gpu: $(VENV)/installed
+	@$(VENV)/bin/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'make gpu: torch sees no GPU; \
+	after adding one, or for another build of torch: make clean, then make gpu TORCH=...')"
 	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest
 	$(VENV)/bin/python -m benchmarks
 
@@ -25,7 +28,7 @@ lint: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 

@@ -2,9 +2,13 @@
 
 import asyncio
 import threading
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
+import torch.nn.functional as F
 from support import DEVICE, random
 
 import tritonbn
@@ -71,6 +75,49 @@ def test_one_object_entered_twice(used):
     assert used()
 
 
+def test_one_object_in_two_threads(used):
+    choice = tritonbn.backend("aten")
+    seen = []
+
+    def inside():
+        with choice:
+            seen.append(used())
+        seen.append(used())
+
+    with choice:
+        thread = threading.Thread(target=inside)
+        thread.start()
+        thread.join()
+        assert not used()
+    assert seen == [False, True]
+
+
+def test_only_plain_functions_are_decorated():
+    async def coroutine():
+        pass
+
+    with pytest.raises(TypeError, match="use `with` inside"):
+        tritonbn.backend("aten")(coroutine)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in jvp
+def test_forward_mode_and_transforms_are_left_to_aten(used):
+    x, tangent = random((4, 3)), random((4, 3), seed=1)
+    normalize = partial(tritonbn.batch_norm, running_mean=None, running_var=None, training=True)
+    expected = torch.func.jvp(
+        partial(F.batch_norm, running_mean=None, running_var=None, training=True), (x,), (tangent,)
+    )
+    torch.testing.assert_close(torch.func.jvp(normalize, (x,), (tangent,)), expected)
+    with fwAD.dual_level():
+        y = normalize(fwAD.make_dual(x, tangent))
+        torch.testing.assert_close(fwAD.unpack_dual(y).tangent, expected[1])
+    torch.testing.assert_close(
+        torch.func.grad(lambda x: normalize(x).square().sum())(x), torch.zeros_like(x), atol=1e-4, rtol=0
+    )
+    assert torch.func.vmap(normalize)(x.expand(2, 4, 3)).shape == (2, 4, 3)
+    assert used()
+
+
 def test_environment(used, monkeypatch):
     monkeypatch.setenv("TRITONBN_BACKEND", "aten")
     assert not used()
@@ -127,7 +174,7 @@ def test_backends_agree():
 def test_momentum_as_a_tensor():
     results = []
     for name in ("triton", "aten"):
-        for momentum in (0.25, torch.tensor(0.25, device=DEVICE)):
+        for momentum in (0.25, np.float32(0.25), torch.tensor(0.25, device=DEVICE)):
             buffers = [torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)]
             with tritonbn.backend(name):
                 tritonbn.batch_norm(random((5, 3)), *buffers, training=True, momentum=momentum)

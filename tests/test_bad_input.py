@@ -44,7 +44,9 @@ CASES = {
         RuntimeError,
         "running_mean to be defined",
     ),
-    "negative eps": (dict(eps=-1e-5), ValueError, "non-negative, got -1e-05"),
+    "negative eps": (dict(eps=-1e-5), ValueError, "eps to be positive, got -1e-05"),
+    "eps 0 in training": (dict(eps=0.0), ValueError, "positive, got 0.0"),
+    "weight of two axes": (dict(weight=ones(3, 2)), RuntimeError, r"3 elements.* got 6 in shape \(3, 2\)"),
     "one value a channel": (dict(input=ones(1, 3, 1)), ValueError, r"more than 1 value .* got .*\(1, 3, 1\)"),
     "half weight": (dict(weight=ones(3, dtype=torch.float16)), RuntimeError, "torch.float32.*got torch.float16"),
     "double bias": (dict(bias=ones(3, dtype=torch.float64)), RuntimeError, "torch.float32.*got torch.float64"),
@@ -71,6 +73,19 @@ def test_bad_input(changes, error, message, backend):
     if DEVICE == "cpu":
         with pytest.raises(error):
             F.batch_norm(**given)
+
+
+def test_expanded_running_buffers():
+    given = arguments(running_mean=ones(1).expand(3))
+    with pytest.raises(RuntimeError, match="running_mean to have an element a channel"):
+        tritonbn.batch_norm(**given)
+    assert torch.equal(given["running_var"], ones(3))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in lanes that hold no channel
+def test_eps_0_in_evaluation():
+    given = arguments(training=False, eps=0.0)
+    torch.testing.assert_close(tritonbn.batch_norm(**given), given["input"])
 
 
 def test_not_tensors():

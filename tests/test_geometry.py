@@ -1,11 +1,13 @@
 """Every element is visited exactly once, at the address where torch has it."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from support import LAYOUTS
 
+from tritonbn import configs
 from tritonbn.geometry import describe
 
 
@@ -78,3 +80,27 @@ def test_too_many_axes():
     strides = (1000000, 1, 100000, 10000, 1000, 100)
     with pytest.raises(ValueError, match="at most 4 axes that cannot be merged, got 5"):
         describe((2, 3, 4, 5, 6, 7), 1, strides, strides)
+
+
+@pytest.mark.parametrize("mode", ["forward", "inference", "backward"])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 10**6), (1, 10**6, 1), (2, 2**31), (2**31 - 1, 1), (1, 1, 10**9), (2, 1), (128, 256, 56, 56), (2, 10**5, 3)],
+)
+def test_the_choice_of_a_config_is_sane(shape, mode):
+    strides = torch.empty(shape, device="meta").stride()
+    geometry = describe(shape, 1, strides, strides)
+    for itemsize in (2, 4, 8):
+        config = configs.heuristic(geometry, itemsize, mode)
+        elements = config.block_c * config.block_o * config.block_i
+        programs = config.chunks(geometry) * config.channel_blocks(geometry)
+        assert elements <= configs.TILE_ELEMENTS
+        assert 1 <= config.num_warps <= 8
+        assert (
+            config.block_c * configs.power_of_two(config.chunks(geometry)) <= configs.MERGED_NUMBERS
+            or mode == "inference"
+        )
+        assert programs * elements * config.tiles_per_chunk <= 4 * max(math.prod(shape), 1024 * elements), (
+            "mostly masked"
+        )
+        assert programs <= max(1024, 2 * math.prod(shape) // 256), "programs of next to no elements"

@@ -38,18 +38,23 @@ def test_variance_far_from_zero(shape, layout, mean):
 def test_variance_of_hostile_data(cut, sizes, case):
     """A first element or a first tile that is nothing like the rest: a bad shift, and still the right variance."""
     cut(*sizes)
-    x = torch.randn(1, 1, 400, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 1, 200, generator=torch.Generator().manual_seed(0))
     if case == "outlier first":
         x[..., 0] = 1e6
     elif case == "outlier in the middle":
-        x[..., 200] = -1e6
+        x[..., 100] = -1e6
     elif case == "steps":
         x[..., :8] += 3e4
     else:
-        x += torch.linspace(0, 1e5, 400)
+        x += torch.linspace(0, 1e5, 200)
     x = x.to(DEVICE)
-    tiles = min(sizes[3], 400 // sizes[2])
+    tiles = min(sizes[3], 200 // sizes[2])
     assert relative_error(batch_statistics(x)[1], x) < 4 * torch.finfo(x.dtype).eps * (tiles + 1)
+
+
+def test_sums_of_large_values_do_not_overflow():
+    x = torch.full((64, 1), 1e37, device=DEVICE)
+    assert torch.equal(tritonbn.batch_norm(x, None, None, training=True), torch.zeros_like(x))
 
 
 def test_constant_channel():
@@ -87,7 +92,7 @@ def test_inf_and_nan_go_where_torch_sends_them(cut, layout, position, value, tra
 def test_same_bits_whatever_the_order_of_programs(cut, layout, monkeypatch):
     """Launched twice, and with the programs of a phase run backwards, results are the same to the last bit."""
     cut(2, 2, 8, 1)
-    x = LAYOUTS[layout]((3, 3, 4, 4), torch.float32)
+    x = LAYOUTS[layout]((2, 3, 4, 4), torch.float32)
     first, again = run(x), run(x)
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a, b)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
 from contextlib import ContextDecorator
-from contextvars import ContextVar, Token
-from typing import Any, Literal, get_args
+from contextvars import ContextVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
+from torch.autograd import forward_ad
 
 from .plan import INTERPRETED
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Name = Literal["auto", "triton", "aten"]
 NAMES: tuple[str, ...] = get_args(Name)
 VARIABLE = "TRITONBN_BACKEND"
 KERNEL_DEVICES = ("cuda", "xpu")
 
-_chosen: ContextVar[str | None] = ContextVar("tritonbn_backend", default=None)
+_chosen: ContextVar[tuple[str, ...]] = ContextVar("tritonbn_backend", default=())
+"""The names of the blocks that this thread or task is in, innermost last."""
 
 
 class backend(ContextDecorator):
@@ -28,22 +33,25 @@ class backend(ContextDecorator):
     - "aten": every tensor goes to torch.nn.functional.batch_norm.
 
     Outside of it the environment variable TRITONBN_BACKEND decides, "auto" if unset. A backward pass runs where its
-    forward pass ran. ValueError for any other name.
+    forward pass ran. Inside torch.func's transforms and under forward-mode differentiation ATen computes, whatever the
+    name. ValueError for any other name, TypeError where a coroutine or a generator is decorated.
     """
 
     def __init__(self, name: Name) -> None:
         self.name = known(name, "backend")
-        self._tokens: list[Token[str | None]] = []
 
     def __enter__(self) -> backend:
-        self._tokens.append(_chosen.set(self.name))
+        _chosen.set((*_chosen.get(), self.name))
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        _chosen.reset(self._tokens.pop())
+        _chosen.set(_chosen.get()[:-1])
 
-    def _recreate_cm(self) -> backend:
-        return backend(self.name)
+    def __call__(self, function: Function) -> Function:
+        """The function, with this backend in force while it runs."""
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(f"backend: expected a plain function to decorate, got {function}; use `with` inside of it")
+        return super().__call__(function)
 
 
 def known(name: str, what: str) -> str:
@@ -55,7 +63,10 @@ def known(name: str, what: str) -> str:
 
 def uses_kernels(x: torch.Tensor) -> bool:
     """Whether the backend in force sends this tensor to the Triton kernels."""
-    name = _chosen.get() or known(os.environ.get(VARIABLE) or "auto", VARIABLE)
+    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    chosen = _chosen.get()
+    name = chosen[-1] if chosen else known(os.environ.get(VARIABLE) or "auto", VARIABLE)
     if name == "auto":
         kind = x.device.type
         return kind in KERNEL_DEVICES or (INTERPRETED and kind == "cpu")

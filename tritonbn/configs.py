@@ -26,8 +26,8 @@ TENSORS_MOVED = {"forward": 3, "inference": 2, "backward": 5}
 FILLING_PROGRAMS = 1024
 """Programs of four warps that keep a large GPU busy: about eight on each SM, 32 KB of input in flight there."""
 
-PROGRAM_BYTES = {"forward": 8192, "inference": 0, "backward": 8192}
-"""What starting a program costs, as memory traffic; inference wants one tile a program, like a copy."""
+PROGRAM_BYTES = 8192
+"""What starting a program costs, as memory traffic."""
 
 MERGED_NUMBERS = 4096
 """Most partial results, of each kind, that a program merges in one piece."""
@@ -64,11 +64,14 @@ def power_of_two(size: int) -> int:
 
 
 def heuristic(geometry: Geometry, itemsize: int, mode: Mode) -> Config:
-    """The config of least modelled cost, from the geometry and the bytes an element alone."""
+    """The config of least modelled cost, from the geometry and the bytes an element alone.
+
+    Inference takes one tile a program, like a copy: it has nothing to merge.
+    """
     candidates = []
     for tile in tiles(geometry, itemsize):
-        count = tile.tiles(geometry)
-        for tiles_per_chunk in (1 << bit for bit in range((count - 1).bit_length() + 1)):
+        most = 1 if mode == "inference" else power_of_two(tile.tiles(geometry))
+        for tiles_per_chunk in (1 << bit for bit in range(most.bit_length())):
             config = replace(tile, tiles_per_chunk=tiles_per_chunk)
             if mode == "inference" or power_of_two(config.chunks(geometry)) * config.block_c <= MERGED_NUMBERS:
                 candidates.append(config)
@@ -80,7 +83,8 @@ def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:
     elements = TILE_ELEMENTS // max(1, itemsize // 4)
     sector = 32 // itemsize
     if geometry.channels_last:
-        for width in (4 * sector, 2 * sector, sector):
+        filling = elements // power_of_two(geometry.outer_size * geometry.inner)
+        for width in (max(filling, 4 * sector), 4 * sector, 2 * sector, sector):
             block_c = min(width, power_of_two(geometry.channels))
             block_i = fitting_block(geometry.inner, elements // block_c)
             block_o = min(elements // (block_c * block_i), power_of_two(geometry.outer_size))
@@ -114,5 +118,5 @@ def cost(geometry: Geometry, config: Config, itemsize: int, mode: Mode) -> float
     tile = config.block_c * config.block_o * config.block_i * itemsize
     chunks = config.chunks(geometry)
     merge = 0 if mode == "inference" else 8 * config.block_c * chunks
-    program = PROGRAM_BYTES[mode] + TENSORS_MOVED[mode] * config.tiles_per_chunk * tile + merge
+    program = PROGRAM_BYTES + TENSORS_MOVED[mode] * config.tiles_per_chunk * tile + merge
     return program * max(1.0, chunks * config.channel_blocks(geometry) / FILLING_PROGRAMS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -34,18 +35,18 @@ def batch_norm(
         training: normalize by the batch's own mean and biased variance.
         momentum: weight of the batch's statistics in the update of the running ones, a number or a tensor of one
             element on the input's device (which is then read there, without waiting for it on the host).
-        eps: added to the variance; not negative.
+        eps: added to the variance; positive in training, otherwise not negative.
 
     Vectors are of the input's dtype or float32. Statistics are computed in float32, for float64 input in float64.
 
     Returns:
-        A tensor of the input's shape, dtype and memory format. An empty input gives an empty output, and leaves the
-        running buffers alone.
+        A tensor of the input's shape, dtype and memory format (above rank 5 contiguous). An empty input gives an
+        empty output, and leaves the running buffers alone.
 
     Raises:
         TypeError: an argument that is not a tensor where one is needed.
         NotImplementedError: an input dtype or layout other than those named.
-        ValueError: negative eps; one value a channel in training; one running buffer without the other.
+        ValueError: eps out of its range; one value a channel in training; one running buffer without the other.
         RuntimeError: fewer than two axes; a vector of the wrong size, dtype or device; evaluation without running
             buffers.
 
@@ -53,9 +54,10 @@ def batch_norm(
     """
     check(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if input.numel() == 0 or not uses_kernels(input):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, float(momentum), float(eps))
+    if not isinstance(momentum, Tensor):
         momentum = float(momentum)
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return autograd.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+    return autograd.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, float(eps))
 
 
 def check(
@@ -78,8 +80,8 @@ def check(
         raise NotImplementedError(f"batch_norm: expected a strided input, got {input.layout}")
     if input.dim() < 2 and input.numel() > 0:
         raise RuntimeError(f"batch_norm: expected input of shape (N, C, ...), got {tuple(input.shape)}")
-    if eps < 0:
-        raise ValueError(f"batch_norm: expected eps to be non-negative, got {eps}")
+    if eps < 0 or (training and eps == 0):
+        raise ValueError(f"batch_norm: expected eps to be {'positive' if training else 'non-negative'}, got {eps}")
     if not training and (running_mean is None or running_var is None):
         missing = "running_mean" if running_mean is None else "running_var"
         raise RuntimeError(f"batch_norm: expected {missing} to be defined in evaluation mode, got None")
@@ -100,13 +102,15 @@ def check(
             check_vector(name, vector, input, channels)
             if name.startswith("running") and vector.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(f"batch_norm: expected {name} not to require a gradient, since it gets none")
+            if name.startswith("running") and training and vector.stride(0) == 0 and channels > 1:
+                raise RuntimeError(f"batch_norm: expected {name} to have an element a channel, got an expanded tensor")
     if isinstance(momentum, Tensor):
         if momentum.numel() != 1 or momentum.device != input.device:
             raise RuntimeError(
                 f"batch_norm: expected momentum to be a number or a tensor of one element on {input.device}, "
                 f"got shape {tuple(momentum.shape)} on {momentum.device}"
             )
-    elif not isinstance(momentum, (int, float)):
+    elif not isinstance(momentum, Real):
         raise TypeError(f"batch_norm: expected momentum to be a number or a tensor, got {type(momentum).__name__}")
 
 
@@ -114,10 +118,10 @@ def check_vector(name: str, vector: Tensor, input: Tensor, channels: int) -> Non
     """Raise unless this is a vector that the input's channels can use."""
     if not isinstance(vector, Tensor):
         raise TypeError(f"batch_norm: expected {name} to be a Tensor or None, got {type(vector).__name__}")
-    if vector.numel() != channels:
+    if vector.shape != (channels,):
         raise RuntimeError(
             f"batch_norm: expected {name} to contain {channels} elements, one a channel of input "
-            f"{tuple(input.shape)}, got {vector.numel()}"
+            f"{tuple(input.shape)}, got {vector.numel()} in shape {tuple(vector.shape)}"
         )
     if vector.device != input.device:
         raise RuntimeError(f"batch_norm: expected {name} on the input's device {input.device}, got {vector.device}")

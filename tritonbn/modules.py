@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from types import FunctionType
 from typing import TypeVar
 
 import torch
@@ -64,58 +63,46 @@ class BatchNorm3d(_KernelBatchNorm, nn.BatchNorm3d):
 COUNTERPARTS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 
 
-def convert(module: Model) -> Model:
-    """Replace every torch.nn.BatchNorm1d, 2d and 3d in a model, in place, and return the model.
+NAMES_OF_AN_EMPTY_CLASS = {
+    *("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"),
+    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__static_attributes__"),
+}
+"""What a subclass that adds nothing but a constructor may have in its body, in any version of Python."""
 
-    A replacement holds the very parameters, buffers and hooks of the module that it replaces, which goes on working.
-    Lazy ones become tritonbn's when they are initialized. A subclass that only inherits is replaced; one with a forward
-    or any other method of its own is left as it is, with a UserWarning. If `module` is itself a batch norm, its
-    replacement is returned.
+
+def convert(module: Model) -> Model:
+    """Turn every torch.nn.BatchNorm1d, 2d and 3d in a model into tritonbn's, in place, and return the model.
+
+    The modules stay the objects that they are, with their parameters, buffers, hooks and settings; only their class,
+    and so who computes, changes. Lazy ones follow when they are initialized. A subclass that adds nothing but a
+    constructor is turned too; one with a forward or anything else of its own is left alone, with a UserWarning.
     """
-    replacements: dict[nn.Module, nn.Module] = {}
-    for name, old in module.named_modules():
-        if isinstance(old, _BatchNorm) and not isinstance(old, _KernelBatchNorm):
-            own = own_methods(old)
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and not isinstance(part, _KernelBatchNorm):
+            own = own_names(part)
             if own:
                 warnings.warn(
-                    f"tritonbn.convert: left {name or 'the module'} as it is, since {type(old).__name__} "
+                    f"tritonbn.convert: left {name or 'the module'} as it is, since {type(part).__name__} "
                     f"has its own {', '.join(own)}",
                     stacklevel=2,
                 )
+            elif isinstance(part, _LazyNormBase):
+                part.cls_to_become = COUNTERPARTS[part.cls_to_become]
             else:
-                replacements[old] = replacement(old)
-    for parent in list(module.modules()):
-        for name, child in parent._modules.items():
-            parent._modules[name] = replacements.get(child, child)
-    return replacements.get(module, module)
+                part.__class__ = COUNTERPARTS[torch_base(part)]
+    return module
 
 
 def torch_base(module: _BatchNorm) -> type[nn.Module]:
-    """The class of torch.nn from which this module inherits its forward pass, if only by inheriting."""
+    """The class of torch.nn that this module is, if only by inheriting."""
     return next(kind for kind in type(module).__mro__ if kind.__module__ == _BatchNorm.__module__)
 
 
-def own_methods(module: _BatchNorm) -> list[str]:
-    """What keeps a module from being replaced: methods that a replacement would lose."""
+def own_names(module: _BatchNorm) -> list[str]:
+    """What keeps a module from being turned: what its class has and torch's has not, or a forward of its own."""
     base = torch_base(module)
-    if issubclass(base, _LazyNormBase):
-        return []
-    if base not in COUNTERPARTS:
+    if base not in COUNTERPARTS and getattr(base, "cls_to_become", None) not in COUNTERPARTS:
         return ["forward"]
-    derived = type(module).__mro__[: type(module).__mro__.index(base)]
-    methods = (FunctionType, property, staticmethod, classmethod)
-    names = {name for kind in derived for name, value in vars(kind).items() if isinstance(value, methods)}
-    names |= {"forward"} & vars(module).keys()
-    return sorted(names - {"__init__"})
-
-
-def replacement(old: _BatchNorm) -> nn.Module:
-    """A tritonbn module around the same attributes; a lazy one stays, but is told what to become."""
-    base = torch_base(old)
-    if issubclass(base, _LazyNormBase):
-        old.cls_to_become = COUNTERPARTS[base.cls_to_become]
-        return old
-    kind = COUNTERPARTS[base]
-    new = kind.__new__(kind)
-    vars(new).update(vars(old))
-    return new
+    derived = [kind for kind in type(module).__mro__ if kind not in base.__mro__]
+    names = {name for kind in derived for name in vars(kind)} | ({"forward"} & vars(module).keys())
+    return sorted(name for name in names if name not in NAMES_OF_AN_EMPTY_CLASS)

@@ -104,13 +104,13 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def walkable(x: Tensor) -> Tensor:
-    """x itself, unless so many axes could fail to merge that only a contiguous copy is sure to be describable."""
-    return x if x.dim() <= MOST_AXES else x.contiguous()
+    """x itself, unless it is a lazy negation, or has so many axes that only a copy can surely be described."""
+    return (x if x.dim() <= MOST_AXES else x.contiguous()).resolve_neg()
 
 
 def dense(vector: Tensor | None) -> Tensor | None:
     """The kernels read vectors of channels with stride 1."""
-    return vector if vector is None or vector.is_contiguous() else vector.contiguous()
+    return None if vector is None else vector.contiguous().resolve_neg()
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def forward_kernel(
         )  # fmt: skip
         before = elements_before(first, outer, inner, BLOCK_O, BLOCK_I)
         count = elements_before(first + 1, outer, inner, BLOCK_O, BLOCK_I) - before
-        centre = finite_or_zero(tile_sum(value) / count.to(ACCUMULATOR))
+        relative = tl.where(mask, value - over_tile(reference), 0.0)
+        centre = finite_or_zero(reference + tile_sum(relative) / count.to(ACCUMULATOR))
         deviation = tl.where(mask, value - over_tile(centre), 0.0)
         squares = deviation * deviation
         for tile in range(first + 1, last):
