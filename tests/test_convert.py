@@ -171,7 +171,7 @@ def test_a_subclass_that_only_inherits_is_replaced():
 
 
 def test_lazy_modules_become_ours():
-    model = tritonbn.convert(nn.Sequential(nn.LazyBatchNorm2d(momentum=None))).to(DEVICE)
+    model = tritonbn.convert(tritonbn.convert(nn.Sequential(nn.LazyBatchNorm2d(momentum=None)))).to(DEVICE)
     model(random((4, 3, 2, 2)))
     assert type(model[0]) is tritonbn.BatchNorm2d
     assert model[0].num_features == 3

@@ -87,7 +87,7 @@ def convert(module: Model) -> Model:
                     stacklevel=2,
                 )
             elif isinstance(part, _LazyNormBase):
-                part.cls_to_become = COUNTERPARTS[part.cls_to_become]
+                part.cls_to_become = COUNTERPARTS[torch_base(part).cls_to_become]
             else:
                 part.__class__ = COUNTERPARTS[torch_base(part)]
     return module
