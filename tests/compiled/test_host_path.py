@@ -123,7 +123,7 @@ def test_a_new_momentum_compiles_nothing(recorded, monkeypatch):
     tritonbn.batch_norm(x, *buffers, training=True, momentum=0.1, eps=1e-5)
     monkeypatch.setattr(triton.JITFunction, "_do_compile", lambda *_, **__: pytest.fail("compiled again"))
     tritonbn.batch_norm(x, *buffers, training=True, momentum=0.7, eps=1e-3)
-    tritonbn.batch_norm(x, *buffers, training=True, momentum=1.0, eps=0.0)
+    tritonbn.batch_norm(x, *buffers, training=True, momentum=1.0, eps=1.0)
 
 
 def test_nobody_waits_for_the_device(recorded, monkeypatch):
