@@ -1,9 +1,9 @@
 """Welford statistics in blocks: the mean and M2 of a chunk from centred values, chunks merged by Chan's rule.
 
 Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). Values centred on the exact mean of the
-chunk's first tile lose digits only where that tile is unlike the rest: at worst in proportion to the tiles per chunk. Parts merge as
-M2 = M2_a + M2_b + delta^2 n_a n_b / n, here for all chunks of a channel at once. The means of chunks are published
-minus the channel's first element, so that a mean far larger than the deviation costs them no digits.
+chunk's first tile lose digits only where that tile is unlike the rest: at worst in proportion to the tiles per chunk.
+Parts merge as M2 = M2_a + M2_b + delta^2 n_a n_b / n, here for all chunks of a channel at once. The means of chunks
+are published minus the channel's first element, so that a mean far larger than the deviation costs them no digits.
 """
 
 import triton
