@@ -10,7 +10,7 @@ import sys
 import torch
 from rich.console import Console
 
-from tritonbn.plan import INTERPRETED
+from tritonbn.launch import INTERPRETED
 
 from . import resnet, training
 

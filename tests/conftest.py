@@ -12,9 +12,9 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 import tritonbn
-from tritonbn import configs, plan
+from tritonbn import configs, launch, plan
 
-if plan.INTERPRETED:
+if launch.INTERPRETED:
     collect_ignore = ["compiled"]
 elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]

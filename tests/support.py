@@ -7,7 +7,7 @@ from torch import Tensor
 
 import tritonbn
 from tritonbn import reference
-from tritonbn.plan import INTERPRETED, statistics_dtype
+from tritonbn.launch import INTERPRETED, statistics_dtype
 
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from support import DEVICE, random
 
 import tritonbn
-from tritonbn import plan
+from tritonbn import launch
 
 pytestmark = pytest.mark.backend_choice
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.backend_choice
 def used(monkeypatch):
     """used() says whether a batch norm goes to the kernels."""
     runs = []
-    original = plan.Plan.run
-    monkeypatch.setattr(plan.Plan, "run", lambda self, *args: (runs.append(self), original(self, *args)))
+    original = launch.Plan.run
+    monkeypatch.setattr(launch.Plan, "run", lambda self, *args: (runs.append(self), original(self, *args)))
 
     def call(x=None):
         runs.clear()
@@ -35,7 +35,7 @@ def used(monkeypatch):
 def test_auto_is_the_default(used, monkeypatch):
     monkeypatch.delenv("TRITONBN_BACKEND", raising=False)
     assert used()
-    if plan.INTERPRETED:
+    if launch.INTERPRETED:
         monkeypatch.setattr("tritonbn.backends.INTERPRETED", False)
         assert not used()
 
@@ -154,8 +154,8 @@ def test_backward_runs_where_forward_ran(used, monkeypatch):
     with tritonbn.backend("triton"):
         y = tritonbn.batch_norm(x, None, None, training=True)
     runs = []
-    original = plan.Plan.run
-    monkeypatch.setattr(plan.Plan, "run", lambda self, *args: (runs.append(self), original(self, *args)))
+    original = launch.Plan.run
+    monkeypatch.setattr(launch.Plan, "run", lambda self, *args: (runs.append(self), original(self, *args)))
     with tritonbn.backend("aten"):
         y.sum().backward()
     assert runs

@@ -30,7 +30,7 @@ def test_addresses(layout, axis):
     x = LAYOUTS[layout]((2, 3, 4, 5), torch.float32)
     y = torch.empty_like(x)
     geometry = describe(x.shape, axis, x.stride(), y.stride())
-    assert geometry.outer_size * geometry.inner * geometry.channels == x.numel()
+    assert geometry.values * geometry.channels == x.numel()
     pairs = [set(), set()]
     for index in itertools.product(*map(range, x.shape)):
         offset = [sum(i * s for i, s in zip(index, t.stride(), strict=True)) for t in (x, y)]

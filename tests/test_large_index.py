@@ -9,9 +9,9 @@ from support import compare, random, vector
 from triton.runtime.interpreter import interpreter_builder
 
 import tritonbn
-from tritonbn import plan
+from tritonbn import launch
 
-pytestmark = pytest.mark.skipif(not plan.INTERPRETED, reason="spans the CPU's address space, not a GPU's memory")
+pytestmark = pytest.mark.skipif(not launch.INTERPRETED, reason="spans the CPU's address space, not a GPU's memory")
 
 NO_RESERVE = 0x4000
 """Linux's MAP_NORESERVE, which Python's mmap module does not name before 3.13."""
@@ -50,7 +50,7 @@ def test_more_than_2_to_the_31_elements(cut, layout, monkeypatch):
     """Only the last program of a launch over a dense tensor is run: it must write the last elements, and rightly."""
     cut(2, 1, 64, 1)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-    monkeypatch.setattr(plan.Plan, "run", run_last_program)
+    monkeypatch.setattr(launch.Plan, "run", run_last_program)
     length = 2**30 + 17
     memory = address_space(2 * length)
     x = memory.view(1, 2, length) if layout == "contiguous" else memory.view(1, length, 2).transpose(1, 2)

@@ -9,7 +9,7 @@ from support import DEVICE, LAYOUTS, random
 from triton.runtime.interpreter import interpreter_builder
 
 import tritonbn
-from tritonbn import plan
+from tritonbn import launch
 
 
 def batch_statistics(x):
@@ -96,7 +96,7 @@ def test_same_bits_whatever_the_order_of_programs(cut, layout, monkeypatch):
     first, again = run(x), run(x)
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a, b)
-    monkeypatch.setattr(plan.Plan, "run", run_backwards)
+    monkeypatch.setattr(launch.Plan, "run", run_backwards)
     for a, b in zip(first, run(x), strict=True):
         assert torch.equal(a, b)
 

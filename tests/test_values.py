@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import DEVICE, DTYPES, LAYOUTS, compare, random, vector
 
 import tritonbn
-from tritonbn import plan
+from tritonbn import launch
 
 
 def affine(channels, dtype):
@@ -141,9 +141,9 @@ def test_batch_above_65535():
 def test_no_copy_of_x_where_strides_can_describe_it(monkeypatch):
     """The kernels are given the storage of x itself, in every layout of five axes or fewer."""
     seen = []
-    original = plan.Plan.run
+    original = launch.Plan.run
     monkeypatch.setattr(
-        plan.Plan, "run", lambda self, device, *args: (seen.append(args[0]), original(self, device, *args))
+        launch.Plan, "run", lambda self, device, *args: (seen.append(args[0]), original(self, device, *args))
     )
     for make in LAYOUTS.values():
         x = make((2, 3, 4, 5), torch.float32)

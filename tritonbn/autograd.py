@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plan
+from . import aten, plan, sample_plan
+from .launch import walkable
 
 
 def batch_norm(
@@ -19,14 +20,16 @@ def batch_norm(
     training: bool,
     momentum: float | Tensor,
     eps: float,
+    axis: int,
+    correction: int,
 ) -> Tensor:
     """y from the kernels, attached to the autograd graph where a gradient can be asked for."""
-    x = plan.walkable(x)
+    x = walkable(x, axis)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return BatchNorm.apply(x, weight, bias, running_mean, running_var, training, momentum, eps)
+        return BatchNorm.apply(x, weight, bias, running_mean, running_var, training, momentum, eps, axis, correction)
     if training:
-        return plan.training_forward(x, weight, bias, running_mean, running_var, momentum, eps)[0]
-    return plan.inference(x, weight, bias, running_mean, running_var, eps, keep_statistics=False)[0]
+        return plan.training_forward(x, weight, bias, running_mean, running_var, momentum, eps, axis, correction)[0]
+    return plan.inference(x, weight, bias, running_mean, running_var, eps, axis, keep_statistics=False)[0]
 
 
 class BatchNorm(torch.autograd.Function):
@@ -47,15 +50,20 @@ class BatchNorm(torch.autograd.Function):
         training: bool,
         momentum: float | Tensor,
         eps: float,
+        axis: int,
+        correction: int,
     ) -> Tensor:
         if training:
-            y, statistics = plan.training_forward(x, weight, bias, running_mean, running_var, momentum, eps)
+            y, statistics = plan.training_forward(
+                x, weight, bias, running_mean, running_var, momentum, eps, axis, correction
+            )
         else:
-            y, statistics = plan.inference(x, weight, bias, running_mean, running_var, eps, keep_statistics=True)
+            y, statistics = plan.inference(x, weight, bias, running_mean, running_var, eps, axis, keep_statistics=True)
         ctx.save_for_backward(x, weight, statistics)
         ctx.bias_form = None if bias is None else (bias.shape, bias.dtype)
         ctx.training = training
         ctx.eps = eps
+        ctx.axis = axis
         return y
 
     @staticmethod
@@ -63,23 +71,23 @@ class BatchNorm(torch.autograd.Function):
         x, weight, statistics = ctx.saved_tensors
         wants_dx, wants_dweight, wants_dbias = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            dx, dweight, dbias = differentiable_backward(x, dy, weight, statistics, ctx.training, ctx.eps)
+            dx, dweight, dbias = differentiable_backward(x, dy, weight, statistics, ctx.training, ctx.eps, ctx.axis)
             dweight = dweight.to(weight.dtype).view_as(weight) if wants_dweight else None
             dbias = dbias.to(ctx.bias_form[1]).view(ctx.bias_form[0]) if wants_dbias else None
         else:
             dx = torch.empty_like(x) if wants_dx else None
             dweight = torch.empty_like(weight) if wants_dweight else None
             dbias = x.new_empty(ctx.bias_form[0], dtype=ctx.bias_form[1]) if wants_dbias else None
-            plan.backward(x, dy, weight, statistics, ctx.training, dx, dweight, dbias)
-        return dx, dweight, dbias, None, None, None, None, None
+            plan.backward(x, dy, weight, statistics, ctx.training, ctx.axis, dx, dweight, dbias)
+        return dx, dweight, dbias, *[None] * 7
 
 
 def differentiable_backward(
-    x: Tensor, dy: Tensor, weight: Tensor | None, statistics: Tensor, training: bool, eps: float
+    x: Tensor, dy: Tensor, weight: Tensor | None, statistics: Tensor, training: bool, eps: float, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, and dweight and dbias (C,) in the statistics' dtype, by torch operations that can be differentiated again."""
-    axes = [d for d in range(x.dim()) if d != plan.CHANNEL_AXIS]
-    along_channels = [-1 if d == plan.CHANNEL_AXIS else 1 for d in range(x.dim())]
+    axes = [d for d in range(x.dim()) if d != axis]
+    along_channels = [-1 if d == axis else 1 for d in range(x.dim())]
     values, dvalues = x.to(statistics.dtype), dy.to(statistics.dtype)
     if training:
         variance, mean = torch.var_mean(values, axes, correction=0, keepdim=True)
@@ -92,3 +100,43 @@ def differentiable_backward(
         dvalues = dvalues - dvalues.mean(axes, keepdim=True) - xhat * (dvalues * xhat).mean(axes, keepdim=True)
     scale = invstd if weight is None else invstd * weight.view(along_channels)
     return (dvalues * scale).to(x.dtype), dweight, dbias
+
+
+def sample_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """y from the sample-wise kernels, attached to the autograd graph where a gradient can be asked for."""
+    x = walkable(x, x.dim() - 1)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return SampleNorm.apply(x, weight, bias, eps)
+    return sample_plan.forward(x, weight, bias, eps, keep_statistics=False)[0]
+
+
+class SampleNorm(torch.autograd.Function):
+    """Saves x, weight and statistics (2, rows): mean and sqrt(variance + eps)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        y, statistics = sample_plan.forward(x, weight, bias, eps, keep_statistics=True)
+        ctx.save_for_backward(x, weight, statistics)
+        ctx.bias_form = None if bias is None else (bias.shape, bias.dtype)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, statistics = ctx.saved_tensors
+        wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
+        dx = dweight = dbias = None
+        if torch.is_grad_enabled():
+            wanted = [t for t, wants in ((x, wants_dx), (weight, wants_dweight)) if wants]
+            y = aten.sample_norm(x, weight, None, ctx.eps)
+            gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True) if wanted else ())
+            dx = next(gradients) if wants_dx else None
+            dweight = next(gradients) if wants_dweight else None
+            if wants_dbias:
+                dbias = dy.to(statistics.dtype).sum_to_size(ctx.bias_form[0]).to(ctx.bias_form[1])
+        else:
+            dx = torch.empty_like(x) if wants_dx else None
+            dweight = torch.empty_like(weight) if wants_dweight else None
+            dbias = x.new_empty(ctx.bias_form[0], dtype=ctx.bias_form[1]) if wants_dbias else None
+            sample_plan.backward(x, dy, weight, statistics, ctx.eps, dx, dweight, dbias)
+        return dx, dweight, dbias, None

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch.autograd import forward_ad
 
-from .plan import INTERPRETED
+from .launch import INTERPRETED
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Name = Literal["auto", "triton", "aten"]

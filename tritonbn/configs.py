@@ -83,7 +83,7 @@ def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:
     elements = TILE_ELEMENTS // max(1, itemsize // 4)
     sector = 32 // itemsize
     if geometry.channels_last:
-        filling = elements // power_of_two(geometry.outer_size * geometry.inner)
+        filling = elements // power_of_two(geometry.values)
         for width in (max(filling, 4 * sector), 4 * sector, 2 * sector, sector):
             block_c = min(width, power_of_two(geometry.channels))
             block_i = fitting_block(geometry.inner, elements // block_c)

@@ -1,15 +1,13 @@
-"""batch_norm: check the arguments, choose the backend."""
+"""batch_norm and sample_norm: check the arguments, choose the backend."""
 
 from __future__ import annotations
 
-import math
 from numbers import Real
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import autograd
+from . import aten, autograd
 from .backends import uses_kernels
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -24,40 +22,98 @@ def batch_norm(
     training: bool = False,
     momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    correction: int = 1,
 ) -> Tensor:
-    """Batch normalization over axis 1 (Ioffe and Szegedy, 2015), as torch.nn.functional.batch_norm computes it.
+    """Batch normalization (Ioffe and Szegedy, 2015), as torch.nn.functional.batch_norm computes it.
 
     Args:
         input: (N, C) or (N, C, ...), float16, bfloat16, float32 or float64, of any strides.
         running_mean, running_var: (C,), both or neither. In training they are updated in place with the batch's mean
-            and its unbiased variance; otherwise they are the statistics, and needed.
+            and variance; otherwise they are the statistics, and needed.
         weight, bias: (C,), each optional.
         training: normalize by the batch's own mean and biased variance.
         momentum: weight of the batch's statistics in the update of the running ones, a number or a tensor of one
             element on the input's device (which is then read there, without waiting for it on the host).
         eps: added to the variance; positive in training, otherwise not negative.
+        axis: where the channels are, if not where torch has them; all other axes are reduced, without a copy.
+        correction: 1 for the unbiased variance in running_var, as in torch; 0 for the biased one, as in Keras, which
+            exists for one value a channel too.
 
     Vectors are of the input's dtype or float32. Statistics are computed in float32, for float64 input in float64.
 
     Returns:
-        A tensor of the input's shape, dtype and memory format (above rank 5 contiguous). An empty input gives an
-        empty output, and leaves the running buffers alone.
+        A tensor of the input's shape, dtype and memory format (contiguous where more than four reduced axes cannot be
+        merged). An empty input gives an empty output, and leaves the running buffers alone.
 
     Raises:
         TypeError: an argument that is not a tensor where one is needed.
         NotImplementedError: an input dtype or layout other than those named.
-        ValueError: eps out of its range; one value a channel in training; one running buffer without the other.
-        RuntimeError: fewer than two axes; a vector of the wrong size, dtype or device; evaluation without running
+        ValueError: eps out of its range; a correction that is neither 0 nor 1; one value a channel in training with
+            correction 1; one running buffer without the other.
+        RuntimeError: no such axis; a vector of the wrong size, dtype or device; evaluation without running
             buffers.
 
     Every error is raised before a buffer is touched.
     """
-    check(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    check(input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction)
+    if axis < 0:
+        axis += input.dim()
     if input.numel() == 0 or not uses_kernels(input):
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, float(momentum), float(eps))
+        return aten.batch_norm(
+            input, running_mean, running_var, weight, bias, training, float(momentum), float(eps), axis, correction
+        )
     if not isinstance(momentum, Tensor):
         momentum = float(momentum)
-    return autograd.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, float(eps))
+    return autograd.batch_norm(
+        input, weight, bias, running_mean, running_var, training, momentum, float(eps), axis, correction
+    )
+
+
+def sample_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-3) -> Tensor:
+    """Each sample normalized by its own statistics over the last axis: mode 1 of Keras' BatchNormalization.
+
+    y = weight (x - mean) / (sqrt(variance + eps) + eps) + bias, with the biased variance, and eps in both places: layer
+    normalization (Ba, Kiros and Hinton, 2016) but for the second eps.
+
+    Args:
+        input: (..., N), float16, bfloat16, float32 or float64, of any strides.
+        weight, bias: (N,), each optional, of the input's dtype or float32.
+        eps: positive.
+
+    Returns:
+        A tensor of the input's shape, dtype and memory format (contiguous where more than four leading axes cannot be
+        merged). An empty input gives an empty output. Statistics are computed in float32, for float64 input in float64.
+
+    Raises:
+        TypeError: an argument that is not a tensor where one is needed.
+        NotImplementedError: an input dtype or layout other than those named.
+        ValueError: eps that is not positive.
+        RuntimeError: an input without axes; a vector of the wrong size, dtype or device.
+    """
+    check_input("sample_norm", input)
+    if input.dim() == 0:
+        raise RuntimeError("sample_norm: expected input of shape (..., N), got ()")
+    if not eps > 0:
+        raise ValueError(f"sample_norm: expected eps to be positive, got {eps}")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            check_vector("sample_norm", name, vector, input, input.shape[-1])
+    if input.numel() == 0 or not uses_kernels(input):
+        return aten.sample_norm(input, weight, bias, float(eps))
+    return autograd.sample_norm(input, weight, bias, float(eps))
+
+
+def check_input(function: str, input: Tensor) -> None:
+    """Raise unless this is a tensor that the kernels can read."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{function}: expected input to be a Tensor, got {type(input).__name__}")
+    if input.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise NotImplementedError(f"{function}: expected input of dtype {names}, got {input.dtype}")
+    if input.layout is not torch.strided:
+        raise NotImplementedError(f"{function}: expected a strided input, got {input.layout}")
 
 
 def check(
@@ -69,17 +125,15 @@ def check(
     training: bool,
     momentum: float | Tensor,
     eps: float,
+    axis: int,
+    correction: int,
 ) -> None:
     """Raise what torch.nn.functional.batch_norm raises, before anything is computed or changed."""
-    if not isinstance(input, Tensor):
-        raise TypeError(f"batch_norm: expected input to be a Tensor, got {type(input).__name__}")
-    if input.dtype not in DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise NotImplementedError(f"batch_norm: expected input of dtype {names}, got {input.dtype}")
-    if input.layout is not torch.strided:
-        raise NotImplementedError(f"batch_norm: expected a strided input, got {input.layout}")
-    if input.dim() < 2 and input.numel() > 0:
-        raise RuntimeError(f"batch_norm: expected input of shape (N, C, ...), got {tuple(input.shape)}")
+    check_input("batch_norm", input)
+    if not -input.dim() <= axis < input.dim() and not (input.dim() == axis == 1 and input.numel() == 0):
+        raise RuntimeError(f"batch_norm: expected input to have an axis {axis} of channels, got {tuple(input.shape)}")
+    if correction not in (0, 1):
+        raise ValueError(f"batch_norm: expected correction to be 0 or 1, got {correction}")
     if eps < 0 or (training and eps == 0):
         raise ValueError(f"batch_norm: expected eps to be {'positive' if training else 'non-negative'}, got {eps}")
     if not training and (running_mean is None or running_var is None):
@@ -87,8 +141,8 @@ def check(
         raise RuntimeError(f"batch_norm: expected {missing} to be defined in evaluation mode, got None")
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: expected both of running_mean and running_var or neither, got one of them")
-    channels = input.shape[1] if input.dim() >= 2 else 0
-    if training and math.prod(input.shape[2:], start=input.shape[0]) == 1:
+    channels = input.shape[axis] if axis < input.dim() else 0
+    if training and correction == 1 and input.numel() == channels > 0:
         raise ValueError(
             f"batch_norm: expected more than 1 value per channel when training, got input of shape {tuple(input.shape)}"
         )
@@ -99,7 +153,7 @@ def check(
         ("bias", bias),
     ):
         if vector is not None:
-            check_vector(name, vector, input, channels)
+            check_vector("batch_norm", name, vector, input, channels)
             if name.startswith("running") and vector.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(f"batch_norm: expected {name} not to require a gradient, since it gets none")
             if name.startswith("running") and training and vector.stride(0) == 0 and channels > 1:
@@ -114,16 +168,16 @@ def check(
         raise TypeError(f"batch_norm: expected momentum to be a number or a tensor, got {type(momentum).__name__}")
 
 
-def check_vector(name: str, vector: Tensor, input: Tensor, channels: int) -> None:
+def check_vector(function: str, name: str, vector: Tensor, input: Tensor, channels: int) -> None:
     """Raise unless this is a vector that the input's channels can use."""
     if not isinstance(vector, Tensor):
-        raise TypeError(f"batch_norm: expected {name} to be a Tensor or None, got {type(vector).__name__}")
+        raise TypeError(f"{function}: expected {name} to be a Tensor or None, got {type(vector).__name__}")
     if vector.shape != (channels,):
         raise RuntimeError(
-            f"batch_norm: expected {name} to contain {channels} elements, one a channel of input "
+            f"{function}: expected {name} to contain {channels} elements, one a channel of input "
             f"{tuple(input.shape)}, got {vector.numel()} in shape {tuple(vector.shape)}"
         )
     if vector.device != input.device:
-        raise RuntimeError(f"batch_norm: expected {name} on the input's device {input.device}, got {vector.device}")
+        raise RuntimeError(f"{function}: expected {name} on the input's device {input.device}, got {vector.device}")
     if vector.dtype != input.dtype and vector.dtype != torch.float32:
-        raise RuntimeError(f"batch_norm: expected {name} of dtype {input.dtype} or torch.float32, got {vector.dtype}")
+        raise RuntimeError(f"{function}: expected {name} of dtype {input.dtype} or torch.float32, got {vector.dtype}")

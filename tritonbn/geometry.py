@@ -37,21 +37,36 @@ class Geometry:
         """How many runs of `inner` a channel has."""
         return math.prod(self.outer)
 
+    @property
+    def values(self) -> int:
+        """How many elements a channel has."""
+        return self.outer_size * self.inner
 
-def describe(shape: tuple[int, ...], axis: int, *strides: tuple[int, ...]) -> Geometry:
-    """The geometry of tensors of one shape with channels along `axis`, in the order in which the last tensor lies.
 
-    ValueError if more than three axes remain outside `inner`, which takes a rank of 6 or more.
-    """
-    order = strides[-1]
+def merged_axes(shape: tuple[int, ...], axis: int, *strides: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
+    """The axes but `axis`, slowest first in the last tensor, those merged that every tensor lets: sizes and strides."""
     reduced = [d for d in range(len(shape)) if d != axis and shape[d] != 1]
-    reduced.sort(key=lambda d: order[d], reverse=True)
+    reduced.sort(key=lambda d: strides[-1][d], reverse=True)
     runs: list[tuple[int, tuple[int, ...]]] = []
     for d in reduced:
         size, steps = shape[d], tuple(tensor[d] for tensor in strides)
         if runs and all(slow == size * fast for slow, fast in zip(runs[-1][1], steps, strict=True)):
             size *= runs.pop()[0]
         runs.append((size, steps))
+    return runs
+
+
+def describable(shape: tuple[int, ...], axis: int, *strides: tuple[int, ...]) -> bool:
+    """Whether `describe` takes these tensors: always up to MOST_AXES axes."""
+    return len(shape) <= MOST_AXES or len(merged_axes(shape, axis, *strides)) <= OUTER_AXES + 1
+
+
+def describe(shape: tuple[int, ...], axis: int, *strides: tuple[int, ...]) -> Geometry:
+    """The geometry of tensors of one shape with channels along `axis`, in the order in which the last tensor lies.
+
+    ValueError if more than three axes remain outside `inner`, which takes a rank of 6 or more.
+    """
+    runs = merged_axes(shape, axis, *strides)
     inner, inner_steps = runs.pop() if runs else (1, (0,) * len(strides))
     if len(runs) > OUTER_AXES:
         raise ValueError(

@@ -20,7 +20,7 @@ class Normalized(NamedTuple):
     running_mean: Tensor | None
     """(C,): as it should be afterwards."""
     running_var: Tensor | None
-    """(C,): as it should be afterwards, unbiased."""
+    """(C,): as it should be afterwards, unbiased with correction 1."""
 
 
 def batch_norm(
@@ -32,22 +32,25 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    axis: int = 1,
+    correction: int = 1,
 ) -> Normalized:
-    """Batch normalization over axis 1 (Ioffe and Szegedy, 2015); changes no argument, differentiable by autograd."""
+    """Batch normalization (Ioffe and Szegedy, 2015); changes no argument, differentiable by autograd."""
     x, weight, bias, running_mean, running_var = (
         tensor if tensor is None else tensor.to(torch.float64)
         for tensor in (input, weight, bias, running_mean, running_var)
     )
-    shape = [1, -1] + [1] * (x.dim() - 2)
+    axis %= x.dim()
+    shape = [-1 if d == axis else 1 for d in range(x.dim())]
     if training:
-        reduced = [axis for axis in range(x.dim()) if axis != 1]
-        values = x.numel() // x.shape[1]
-        mean = x.mean(reduced)
-        variance = (x - mean.view(shape)).square().mean(reduced)
+        columns = x.movedim(axis, -1).reshape(-1, x.shape[axis])
+        values = len(columns)
+        mean = columns.mean(0)
+        variance = (columns - mean).square().mean(0)
         if running_mean is not None:
-            unbiased = variance * values / (values - 1)
+            corrected = variance * values / (values - correction)
             running_mean = (1 - momentum) * running_mean + momentum * mean.detach()
-            running_var = (1 - momentum) * running_var + momentum * unbiased.detach()
+            running_var = (1 - momentum) * running_var + momentum * corrected.detach()
     else:
         mean, variance = running_mean, running_var
     invstd = 1 / torch.sqrt(variance + eps)
@@ -57,3 +60,16 @@ def batch_norm(
     if bias is not None:
         y = y + bias.view(shape)
     return Normalized(y, mean, invstd, running_mean, running_var)
+
+
+def sample_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-3) -> Tensor:
+    """Each row of the last axis normalized on its own (Keras, mode 1), in float64, differentiable by autograd."""
+    x, weight, bias = (tensor if tensor is None else tensor.to(torch.float64) for tensor in (input, weight, bias))
+    mean = x.mean(-1, keepdim=True)
+    sigma = torch.sqrt((x - mean).square().mean(-1, keepdim=True) + eps)
+    y = (x - mean) / (sigma + eps)
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import get_cache_manager
 
 from .backends import backend
-from .plan import INTERPRETED
+from .launch import INTERPRETED
 
 NAMES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950", "gfx1100")
 """Architectures that are tried in tests; target() takes others of these families too."""

@@ -25,16 +25,6 @@ def store_statistics(statistics, c, channels, mean, invstd):
 
 
 @triton.jit
-def inverse_sqrt(value):
-    """1 / sqrt(value), square root and quotient correctly rounded; tl.rsqrt is an approximation."""
-    if value.dtype == tl.float64:
-        inverse = 1.0 / tl.sqrt(value)
-    else:
-        inverse = tl.div_rn(1.0, tl.sqrt_rn(value))
-    return inverse
-
-
-@triton.jit
 def scale_and_shift(weight, bias, c, channels, invstd):
     """The affine map of each channel [BLOCK_C]: y = (x - mean) * scale + shift."""
     scale = invstd

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .channel import inverse_sqrt, scale_and_shift, store_statistics, update_running
+from .channel import scale_and_shift, store_statistics, update_running
+from .rounding import inverse_sqrt
 from .tile import (
     channels_and_chunk,
     chunk_tiles,
@@ -30,7 +31,7 @@ def forward_kernel(
     channels, outer, outer_1, outer_2, inner, chunks, tiles_per_chunk,
     x_o0, x_o1, x_o2, x_c, x_i,
     y_o0, y_o1, y_o2, y_c, y_i,
-    PHASE: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
+    PHASE: tl.constexpr, CORRECTION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
@@ -64,7 +65,7 @@ def forward_kernel(
             deviation += value
             squares += value * value
         count = elements_before(last, outer, inner, BLOCK_O, BLOCK_I) - before
-        offset, M2 = centred_moments(deviation, squares, count.to(ACCUMULATOR))
+        offset, M2 = centred_moments(tile_sum(deviation), tile_sum(squares), count.to(ACCUMULATOR))
         mean_at, M2_at = partial_pointers(partials, c, channels, chunk, BLOCK_K)
         tl.store(mean_at, centre - reference + offset, c < channels)
         tl.store(M2_at, M2, c < channels)
@@ -83,7 +84,7 @@ def forward_kernel(
                     factor = tl.load(average_factor).to(ACCUMULATOR)
                 total = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
                 update_running(running_mean, c, channels, batch_mean, factor)
-                update_running(running_var, c, channels, variance * (total / (total - 1.0)), factor)
+                update_running(running_var, c, channels, variance * (total / (total - CORRECTION)), factor)
         scale, shift = scale_and_shift(weight, bias, c, channels, batch_invstd)
         for tile in range(first, last):
             o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .channel import inverse_sqrt, load_channels, scale_and_shift, store_statistics
+from .channel import load_channels, scale_and_shift, store_statistics
+from .rounding import inverse_sqrt
 from .tile import channels_and_chunk, chunk_tiles, load_tile, over_tile, store_tile, tile_indices, tile_mask
 
 

@@ -9,7 +9,7 @@ are published minus the channel's first element, so that a mean far larger than 
 import triton
 import triton.language as tl
 
-from .tile import chunk_tiles, elements_before, tile_sum
+from .tile import chunk_tiles, elements_before
 
 
 @triton.jit
@@ -26,9 +26,9 @@ def first_element(x, c, channels, stride_c, ACCUMULATOR: tl.constexpr):
 
 @triton.jit
 def centred_moments(deviation, squares, count):
-    """Mean minus centre, and M2 [BLOCK_C], from the sums per lane of (value - centre) and its square."""
-    offset = tile_sum(deviation) / count
-    M2 = tile_sum(squares) - offset * offset * count
+    """Mean minus centre, and M2, from the sums of (value - centre) and of its square."""
+    offset = deviation / count
+    M2 = squares - offset * offset * count
     return offset, tl.where(M2 < 0, 0.0, M2)
 
 
@@ -61,7 +61,22 @@ def merge_chunks(
     count = elements_before(last, outer, inner, BLOCK_O, BLOCK_I)
     count -= elements_before(first, outer, inner, BLOCK_O, BLOCK_I)
     total = (tl.cast(outer, INDEX) * inner).to(chunk_M2.dtype)
-    share = (count.to(chunk_M2.dtype) / total)[None, :]
-    mean = tl.sum(chunk_mean * share, 1)
-    delta = chunk_mean - mean[:, None]
-    return mean, tl.sum(chunk_M2 / total + delta * delta * share, 1)
+    mean, variance = merge_parts(chunk_mean, chunk_M2, count.to(chunk_M2.dtype)[None, :], total, 1)
+    return tl.reshape(mean, c.shape), tl.reshape(variance, c.shape)
+
+
+@triton.jit
+def merge_parts(part_mean, part_M2, count, total, AXIS: tl.constexpr):
+    """Mean and biased variance of parts that lie along one axis, each of `count` values of `total`; keeps the axis."""
+    share = count / total
+    mean = tl.sum(part_mean * share, AXIS, keep_dims=True)
+    delta = part_mean - mean
+    return mean, tl.sum(part_M2 / total + delta * delta * share, AXIS, keep_dims=True)
+
+
+@triton.jit
+def welford_step(mean, M2, value, count):
+    """Mean and M2 of every lane with one more value, its `count`-th (Welford, 1962); value = mean changes nothing."""
+    delta = value - mean
+    mean += delta * (1.0 / tl.cast(count, mean.dtype))
+    return mean, M2 + delta * (value - mean)

@@ -1,0 +1,55 @@
+"""The same functions by torch's own operations: what computes where the kernels do not."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .launch import statistics_dtype
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    axis: int,
+    correction: int,
+) -> Tensor:
+    """torch.nn.functional.batch_norm, for any axis and for either correction of the running variance."""
+    dtypes = {vector.dtype for vector in (running_mean, running_var, weight, bias) if vector is not None}
+    if axis == 1 and correction == 1 and (len(dtypes) == 0 or dtypes in ({x.dtype}, {statistics_dtype(x.dtype)})):
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    channels_second = x.movedim(axis, 1) if x.dim() > 1 else x.unsqueeze(0)
+    vectors = [running_mean, running_var, weight, bias]
+    mean, var, weight, bias = (None if v is None else v.to(statistics_dtype(x.dtype)) for v in vectors)
+    if training and mean is not None:
+        mean, var = torch.zeros_like(mean), torch.zeros_like(var)
+    y = torch.batch_norm(
+        channels_second, weight, bias, mean, var, training, 1.0, eps, torch.backends.cudnn.enabled
+    )  # F.batch_norm would refuse one value a channel
+    if training and running_mean is not None and x.numel() > 0:
+        values = x.numel() // x.shape[axis]
+        var = torch.zeros_like(var) if values == 1 else var * ((values - 1) / (values - correction))
+        with torch.no_grad():
+            for running, batch in ((running_mean, mean), (running_var, var)):
+                running.copy_(running.to(batch.dtype).lerp(batch, momentum))
+    return y.movedim(1, axis) if x.dim() > 1 else y.squeeze(0)
+
+
+def sample_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Each row of the last axis normalized on its own: weight (x - mean) / (sqrt(variance + eps) + eps) + bias."""
+    dtype = statistics_dtype(x.dtype)
+    variance, mean = torch.var_mean(x.to(dtype), -1, correction=0, keepdim=True)
+    y = (x - mean) / (torch.sqrt(variance + eps) + eps)
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype)
