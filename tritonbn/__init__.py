@@ -2,7 +2,8 @@
 
 from .backends import backend
 from .functional import batch_norm
+from .keras import BatchNormalization
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, convert
 
 __version__ = "0.1.0"
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "backend", "batch_norm", "convert"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormalization", "backend", "batch_norm", "convert"]

@@ -57,7 +57,7 @@ def batch_norm(
 
     Every error is raised before a buffer is touched.
     """
-    check(input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction)
+    check_batch(input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction)
     if axis < 0:
         axis += input.dim()
     if input.numel() == 0 or not uses_kernels(input):
@@ -92,14 +92,7 @@ def sample_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None
         ValueError: eps that is not positive.
         RuntimeError: an input without axes; a vector of the wrong size, dtype or device.
     """
-    check_input("sample_norm", input)
-    if input.dim() == 0:
-        raise RuntimeError("sample_norm: expected input of shape (..., N), got ()")
-    if not eps > 0:
-        raise ValueError(f"sample_norm: expected eps to be positive, got {eps}")
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is not None:
-            check_vector("sample_norm", name, vector, input, input.shape[-1])
+    check_sample(input, weight, bias, eps)
     if input.numel() == 0 or not uses_kernels(input):
         return aten.sample_norm(input, weight, bias, float(eps))
     return autograd.sample_norm(input, weight, bias, float(eps))
@@ -116,7 +109,7 @@ def check_input(function: str, input: Tensor) -> None:
         raise NotImplementedError(f"{function}: expected a strided input, got {input.layout}")
 
 
-def check(
+def check_batch(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -166,6 +159,18 @@ def check(
             )
     elif not isinstance(momentum, Real):
         raise TypeError(f"batch_norm: expected momentum to be a number or a tensor, got {type(momentum).__name__}")
+
+
+def check_sample(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+    """Raise what sample_norm raises, before anything is computed."""
+    check_input("sample_norm", input)
+    if input.dim() == 0:
+        raise RuntimeError("sample_norm: expected input of shape (..., N), got ()")
+    if not eps > 0:
+        raise ValueError(f"sample_norm: expected eps to be positive, got {eps}")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            check_vector("sample_norm", name, vector, input, input.shape[-1])
 
 
 def check_vector(function: str, name: str, vector: Tensor, input: Tensor, channels: int) -> None:

@@ -1,0 +1,329 @@
+"""Keras 1.2's BatchNormalization as a torch module, on the kernels."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+
+from ..functional import batch_norm, check_batch, check_input, check_sample, sample_norm
+from . import initializers, regularizers
+from .initializers import Initializer
+from .regularizers import Regularizer
+
+MODES = (0, 1, 2)
+VECTORS = ("gamma", "beta", "running_mean", "running_std")
+"""The layer's state, in the order of get_weights and set_weights."""
+
+Shape = Sequence[int | None]
+
+_numbers = itertools.count(1)
+
+
+class BatchNormalization(LazyModuleMixin, nn.Module):
+    """Batch normalization as Keras 1.2 defines it (Ioffe and Szegedy, 2015), for input of any rank, float16 to float64.
+
+    With C the size of the input along `axis`, R all other axes, and p the momentum:
+
+    - mode 0, feature-wise: y = gamma (x - mean) / sqrt(variance + epsilon) + beta, the mean and biased variance being
+      the batch's over R in train(), and the running ones in eval(). A training call updates running <- p running +
+      (1 - p) batch: p is the weight of the OLD value. `running_std` holds the biased VARIANCE, despite its name.
+    - mode 1, sample-wise, in both phases: y = gamma (x - mean) / (sqrt(variance + epsilon) + epsilon) + beta, by the
+      statistics of each row of the last axis; epsilon enters twice.
+    - mode 2, feature-wise by the batch's statistics in both phases; the running vectors are left alone.
+
+    The layer is built, which is when its parameters get their shape (C,), by its first call, by `input_shape` or
+    `batch_input_shape`, or by `build`; a state_dict loads into an unbuilt layer. It may be applied to several inputs of
+    one rank and one size along `axis`.
+
+    Args:
+        epsilon: added to the variance; positive.
+        mode: 0, 1 or 2.
+        axis: the axis of the channels, the batch axis included in the count, negative ones from the end. In mode 1 it
+            only sizes gamma and beta, and so has to be as long as the last axis.
+        momentum: in [0, 1].
+        weights: initial [gamma, beta] or [gamma, beta, running_mean, running_std], arrays of shape (C,).
+        beta_init, gamma_init: a name of tritonbn.keras.initializers, or a callable f(shape) that returns an array.
+        gamma_regularizer, beta_regularizer: None, a name of tritonbn.keras.regularizers, a dict {'name', 'l1', 'l2'},
+            or a callable of the vector; their terms are in `losses`.
+        input_shape: without the batch axis; None where a size is unknown.
+        batch_input_shape: with it.
+        name: for get_config; numbered by default.
+        trainable: whether gamma and beta get gradients. The running vectors are updated in any case.
+        device, dtype: of the vectors. By default they follow the first input to its device, and to float64.
+
+    Raises:
+        ValueError: an argument outside of the values named here, in the constructor; a shape that does not fit, when it
+            is known.
+        TypeError: an unknown keyword.
+
+    What else a call raises is told by tritonbn.batch_norm. After any exception the layer is as it was.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.001,
+        mode: int = 0,
+        axis: int = -1,
+        momentum: float = 0.99,
+        weights: Sequence[Any] | None = None,
+        beta_init: str | Initializer = "zero",
+        gamma_init: str | Initializer = "one",
+        gamma_regularizer: str | Mapping[str, Any] | Regularizer | None = None,
+        beta_regularizer: str | Mapping[str, Any] | Regularizer | None = None,
+        *,
+        input_shape: Shape | None = None,
+        batch_input_shape: Shape | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"BatchNormalization: expected mode to be 0, 1 or 2, got {mode!r}")
+        if not epsilon > 0:
+            raise ValueError(f"BatchNormalization: expected epsilon to be positive, got {epsilon!r}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"BatchNormalization: expected momentum to lie in [0, 1], got {momentum!r}")
+        if weights is not None and len(weights) not in (2, 4):
+            raise ValueError(
+                "BatchNormalization: expected weights to be [gamma, beta] or [gamma, beta, running_mean, running_std], "
+                f"got {len(weights)} arrays"
+            )
+        initializers.get(beta_init), initializers.get(gamma_init)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Lazy modules are a new feature")  # torch's, until 2.7
+            super().__init__()
+        self.epsilon = float(epsilon)
+        self.mode = int(mode)
+        self.axis = operator.index(axis)
+        self.momentum = float(momentum)
+        self.beta_init = beta_init
+        self.gamma_init = gamma_init
+        self.gamma_regularizer = regularizers.get(gamma_regularizer)
+        self.beta_regularizer = regularizers.get(beta_regularizer)
+        self.name = f"batchnormalization_{next(_numbers)}" if name is None else name
+        if batch_input_shape is None and input_shape is not None:
+            batch_input_shape = (None, *input_shape)
+        self.batch_input_shape = None if batch_input_shape is None else tuple(batch_input_shape)
+        self.rank: int | None = None
+        self._initial_weights = None if weights is None else [np.array(array) for array in weights]
+        self._follows_device = device is None
+        self._follows_dtype = dtype is None
+        for vector in ("gamma", "beta"):
+            setattr(self, vector, UninitializedParameter(requires_grad=trainable, device=device, dtype=dtype))
+        for vector in ("running_mean", "running_std"):
+            self.register_buffer(vector, UninitializedBuffer(device=device, dtype=dtype))
+        if self.batch_input_shape is not None:
+            self.build(self.batch_input_shape)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize; the result has the input's shape, dtype and memory format."""
+        check_input("BatchNormalization", input)
+        self.channels_of(input.shape)
+        if self.mode == 1:
+            y = sample_norm(input, self.gamma, self.beta, self.epsilon)
+        else:
+            y = batch_norm(
+                input,
+                self.running_mean if self.mode == 0 else None,
+                self.running_std if self.mode == 0 else None,
+                self.gamma,
+                self.beta,
+                training=self.training or self.mode == 2,
+                momentum=1.0 - self.momentum,
+                eps=self.epsilon,
+                axis=self.axis,
+                correction=0,
+            )
+        self.rank = input.dim()
+        return y
+
+    def build(self, input_shape: Shape) -> None:
+        """Give the vectors their shape and values, unless they have them.
+
+        Args:
+            input_shape: with the batch axis; None where a size is unknown. ValueError if it does not fit the layer.
+        """
+        self._materialize(self.channels_of(input_shape))
+        self.rank = len(input_shape)
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        """Build the layer for its first input, if all is well with that."""
+        if not self.has_uninitialized_params():
+            return
+        check_input("BatchNormalization", input)
+        channels = self.channels_of(input.shape)
+        vectors = {}
+        for name in VECTORS:
+            vector = getattr(self, name)
+            if is_lazy(vector):
+                device, dtype = self._placement(vector, input)
+                vector = torch.empty(channels, device=device, dtype=dtype)
+            vectors[name] = vector
+        gamma, beta, mean, variance = vectors.values()
+        if self.mode == 1:
+            check_sample(input, gamma, beta, self.epsilon)
+        else:
+            check_batch(input, mean, variance, gamma, beta, True, self.momentum, self.epsilon, self.axis, 0)
+        self._materialize(channels, input)
+
+    def channels_of(self, shape: Shape) -> int:
+        """The size along `axis` of an input of this shape; ValueError if the layer cannot take one."""
+        shape = tuple(shape)
+        if self.rank is not None and len(shape) != self.rank:
+            raise ValueError(f"BatchNormalization: expected an input of {self.rank} axes as before, got shape {shape}")
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(
+                f"BatchNormalization: expected axis in [-{len(shape)}, {len(shape)}) for an input of shape {shape}, "
+                f"got {self.axis}"
+            )
+        channels = shape[self.axis]
+        if channels is None:
+            raise ValueError(f"BatchNormalization: expected a known size along axis {self.axis}, got shape {shape}")
+        if not is_lazy(self.gamma) and channels != self.gamma.numel():
+            raise ValueError(
+                f"BatchNormalization: expected {self.gamma.numel()} channels along axis {self.axis}, got shape {shape}"
+            )
+        if self.mode == 1 and shape[-1] != channels:
+            raise ValueError(
+                "BatchNormalization: expected the last axis, which mode 1 normalizes, to be as long as axis "
+                f"{self.axis}, which sizes gamma and beta, got shape {shape}"
+            )
+        return channels
+
+    def _placement(self, vector: Tensor, input: Tensor | None) -> tuple[torch.device, torch.dtype]:
+        """Where an unbuilt vector goes: to the input's device and float64, unless something else was asked for."""
+        device, dtype = vector.device, vector.dtype
+        if input is not None and self._follows_device and device.type == "cpu":
+            device = input.device
+        if input is not None and self._follows_dtype and input.dtype == torch.float64:
+            dtype = torch.promote_types(dtype, torch.float64) if dtype == torch.float32 else dtype
+        return device, dtype
+
+    def _materialize(self, channels: int, input: Tensor | None = None) -> None:
+        """Turn unbuilt vectors into built ones, all values being there before the first is turned."""
+        values = self._initial_values(channels)
+        for name in VECTORS:
+            vector = getattr(self, name)
+            if is_lazy(vector):
+                vector.materialize((channels,), *self._placement(vector, input))
+                vector.data.copy_(values[name])
+        self._initial_weights = None
+
+    def _initial_values(self, channels: int) -> dict[str, Tensor]:
+        """Every vector's first value, from `weights` or the initializers."""
+        names: dict[str, Initializer] = {
+            "gamma": initializers.get(self.gamma_init),
+            "beta": initializers.get(self.beta_init),
+            "running_mean": initializers.zero,
+            "running_std": initializers.one,
+        }
+        given = dict(zip(VECTORS, self._initial_weights or (), strict=False))
+        return {
+            name: as_vector(given[name] if name in given else initializer((channels,)), channels, name)
+            for name, initializer in names.items()
+        }
+
+    def reset_parameters(self) -> None:
+        """Set a built layer's vectors to what the initializers give."""
+        if not self.has_uninitialized_params():
+            for name, value in self._initial_values(self.gamma.numel()).items():
+                getattr(self, name).data.copy_(value)
+
+    def get_weights(self) -> list[np.ndarray]:
+        """Copies of gamma, beta, running_mean and running_std, each (C,); of an unbuilt layer an empty list."""
+        if self.has_uninitialized_params():
+            return []
+        vectors = (getattr(self, name).detach() for name in VECTORS)
+        return [v.to("cpu", torch.promote_types(v.dtype, torch.float32), copy=True).numpy() for v in vectors]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Copy four arrays (C,) into gamma, beta, running_mean and running_std; an unbuilt layer is built for them.
+
+        ValueError for another number of arrays or another shape; then nothing has changed.
+        """
+        if len(weights) != len(VECTORS):
+            raise ValueError(
+                f"BatchNormalization: expected {len(VECTORS)} arrays ({', '.join(VECTORS)}), got {len(weights)}"
+            )
+        channels = np.size(weights[0]) if is_lazy(self.gamma) else self.gamma.numel()
+        values = [as_vector(array, channels, name) for name, array in zip(VECTORS, weights, strict=True)]
+        if self.has_uninitialized_params():
+            self._materialize(channels)
+        for name, value in zip(VECTORS, values, strict=True):
+            getattr(self, name).data.copy_(value)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether gamma or beta gets gradients."""
+        return self.gamma.requires_grad or self.beta.requires_grad
+
+    @trainable.setter
+    def trainable(self, trainable: bool) -> None:
+        self.gamma.requires_grad = self.beta.requires_grad = bool(trainable)
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """The regularizers' terms for the loss, gamma's first, tensors of no axes; of an unbuilt layer none."""
+        if self.has_uninitialized_params():
+            return []
+        pairs = ((self.gamma_regularizer, self.gamma), (self.beta_regularizer, self.beta))
+        return [regularizer(vector) for regularizer, vector in pairs if regularizer is not None]
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments but weights, device and dtype, ready for JSON.
+
+        An initializer or regularizer that is a callable of the user's own stays one: `from_config` takes it, JSON does
+        not.
+        """
+        config: dict[str, Any] = {"name": self.name, "trainable": self.trainable}
+        if self.batch_input_shape is not None:
+            config["batch_input_shape"] = list(self.batch_input_shape)
+        config |= {"epsilon": self.epsilon, "mode": self.mode, "axis": self.axis, "momentum": self.momentum}
+        config |= {"gamma_init": self.gamma_init, "beta_init": self.beta_init}
+        for name in ("gamma_regularizer", "beta_regularizer"):
+            regularizer = getattr(self, name)
+            config[name] = regularizer.get_config() if hasattr(regularizer, "get_config") else regularizer
+        return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> BatchNormalization:
+        """A new layer from what get_config gave, which is left as it is."""
+        return cls(**config)
+
+    def extra_repr(self) -> str:
+        """What tells one layer from another."""
+        channels = "unbuilt" if is_lazy(self.gamma) else self.gamma.numel()
+        return f"{channels}, mode={self.mode}, axis={self.axis}, epsilon={self.epsilon}, momentum={self.momentum}"
+
+    def _replicate_for_data_parallel(self) -> BatchNormalization:
+        """LazyModuleMixin refuses; a built layer has no reason to."""
+        if self.has_uninitialized_params():
+            return super()._replicate_for_data_parallel()
+        return nn.Module._replicate_for_data_parallel(self)
+
+
+def as_vector(values: Any, channels: int, name: str) -> Tensor:
+    """A copy of an array or tensor as a vector (C,); ValueError for another shape."""
+    vector = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float64))
+    if vector.shape != (channels,):
+        raise ValueError(f"BatchNormalization: expected {name} of shape ({channels},), got {tuple(vector.shape)}")
+    return vector
+
+
+def regularization_loss(model: nn.Module) -> Tensor:
+    """The sum of the `losses` of every BatchNormalization in a model, to be added to its loss, as Keras adds it.
+
+    A tensor of no axes, differentiable; zero if there are none.
+    """
+    terms = [term for part in model.modules() if isinstance(part, BatchNormalization) for term in part.losses]
+    return sum((term.to(terms[0].device) for term in terms[1:]), terms[0]) if terms else torch.zeros(())
