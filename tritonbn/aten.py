@@ -45,9 +45,9 @@ def batch_norm(
 
 def sample_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Each row of the last axis normalized on its own: weight (x - mean) / (sqrt(variance + eps) + eps) + bias."""
-    dtype = statistics_dtype(x.dtype)
-    variance, mean = torch.var_mean(x.to(dtype), -1, correction=0, keepdim=True)
-    y = (x - mean) / (torch.sqrt(variance + eps) + eps)
+    deviation = x - x.mean(-1, keepdim=True, dtype=statistics_dtype(x.dtype))
+    variance = deviation.square().mean(-1, keepdim=True)
+    y = deviation / (torch.sqrt(variance + eps) + eps)
     if weight is not None:
         y = y * weight
     if bias is not None:

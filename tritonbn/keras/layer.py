@@ -28,6 +28,13 @@ Shape = Sequence[int | None]
 _numbers = itertools.count(1)
 
 
+class _UnbuiltBuffer(UninitializedBuffer):
+    """An UninitializedBuffer that copy.deepcopy takes, as it takes an UninitializedParameter."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _UnbuiltBuffer:
+        return memo.setdefault(id(self), type(self)(device=self.device, dtype=self.dtype))
+
+
 class BatchNormalization(LazyModuleMixin, nn.Module):
     """Batch normalization as Keras 1.2 defines it (Ioffe and Szegedy, 2015), for input of any rank, float16 to float64.
 
@@ -121,7 +128,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         for vector in ("gamma", "beta"):
             setattr(self, vector, UninitializedParameter(requires_grad=trainable, device=device, dtype=dtype))
         for vector in ("running_mean", "running_std"):
-            self.register_buffer(vector, UninitializedBuffer(device=device, dtype=dtype))
+            self.register_buffer(vector, _UnbuiltBuffer(device=device, dtype=dtype))
         if self.batch_input_shape is not None:
             self.build(self.batch_input_shape)
 
@@ -255,7 +262,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             raise ValueError(
                 f"BatchNormalization: expected {len(VECTORS)} arrays ({', '.join(VECTORS)}), got {len(weights)}"
             )
-        channels = np.size(weights[0]) if is_lazy(self.gamma) else self.gamma.numel()
+        channels = len(as_vector(weights[0], None, "gamma")) if is_lazy(self.gamma) else self.gamma.numel()
         values = [as_vector(array, channels, name) for name, array in zip(VECTORS, weights, strict=True)]
         if self.has_uninitialized_params():
             self._materialize(channels)
@@ -312,11 +319,12 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         return nn.Module._replicate_for_data_parallel(self)
 
 
-def as_vector(values: Any, channels: int, name: str) -> Tensor:
-    """A copy of an array or tensor as a vector (C,); ValueError for another shape."""
+def as_vector(values: Any, channels: int | None, name: str) -> Tensor:
+    """A copy of an array or tensor as a vector (C,), any C if None; ValueError for another shape."""
     vector = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float64))
-    if vector.shape != (channels,):
-        raise ValueError(f"BatchNormalization: expected {name} of shape ({channels},), got {tuple(vector.shape)}")
+    if vector.dim() != 1 or channels not in (None, len(vector)):
+        shape = "(C,)" if channels is None else f"({channels},)"
+        raise ValueError(f"BatchNormalization: expected {name} of shape {shape}, got {tuple(vector.shape)}")
     return vector
 
 

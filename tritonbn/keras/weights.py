@@ -32,7 +32,7 @@ def load_keras_weights(module: nn.Module, gamma: Any, beta: Any, moving_mean: An
     """
     if isinstance(module, BatchNormalization):
         names, lazy = VECTORS, is_lazy(module.gamma)
-        channels = len(moving_mean) if lazy else module.gamma.numel()
+        channels = len(as_vector(moving_mean, None, "moving_mean")) if lazy else module.gamma.numel()
     elif isinstance(module, _BatchNorm):
         names, lazy, channels = TORCH_VECTORS, False, module.num_features
     else:
