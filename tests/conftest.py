@@ -12,7 +12,7 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 import tritonbn
-from tritonbn import configs, launch, plan
+from tritonbn import configs, launch, plan, sample_configs, sample_plan
 
 if launch.INTERPRETED:
     collect_ignore = ["compiled"]
@@ -48,3 +48,19 @@ def cut(monkeypatch):
 
     yield choose
     plan.cached_plan.cache_clear()
+
+
+@pytest.fixture
+def cut_samples(monkeypatch):
+    """cut_samples(block_c, block_o, block_i, chunk_tiles, run_tiles) makes every sample-wise plan use that config."""
+
+    def clear() -> None:
+        sample_plan.cached_forward.cache_clear()
+        sample_plan.cached_backward.cache_clear()
+
+    def choose(*sizes: int) -> None:
+        monkeypatch.setattr(sample_plan, "sample_heuristic", lambda *_: sample_configs.SampleConfig(*sizes))
+        clear()
+
+    yield choose
+    clear()

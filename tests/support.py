@@ -7,6 +7,7 @@ from torch import Tensor
 
 import tritonbn
 from tritonbn import reference
+from tritonbn.functional import sample_norm
 from tritonbn.launch import INTERPRETED, statistics_dtype
 
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
@@ -155,6 +156,53 @@ def compare(
             dy_error += bounds.unit * 8 * (xhat.abs() * (sum_dy_xhat / bounds.values).view(shape))
         dx_error = scale * (dy_error + invstd_error * (dy.abs() + (sum_dy / bounds.values).view(shape) + xhat.abs()))
         errors = [dx_error, dweight_error, bounds.sum * sum_dy]
+        names = [name for name, leaf in zip(("dx", "dweight", "dbias"), leaves, strict=True) if leaf is not None]
+        errors = [error for error, leaf in zip(errors, leaves, strict=True) if leaf is not None]
+        for name, gradient, true_gradient, error in zip(names, gradients, true_gradients, errors, strict=True):
+            assert_within(name, gradient, true_gradient, error + bounds.stored(true_gradient, gradient.dtype))
+        assert gradients[0].stride() == torch.empty_like(x).stride()
+
+
+def compare_samples(
+    x: Tensor, *, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-3, dy: Tensor | None = None
+) -> None:
+    """Run sample_norm forward and backward through the kernels, and hold y and gradients to their bounds."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias)]
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    truth = reference.sample_norm(*exact, eps)
+    y = sample_norm(*leaves, eps)
+    assert y.dtype == x.dtype
+    assert y.stride() == torch.empty_like(x).stride()
+    dy = random(tuple(x.shape), x.dtype, seed=1) if dy is None else dy
+    gradients = torch.autograd.grad(y, [t for t in leaves if t is not None], dy)
+    true_gradients = torch.autograd.grad(truth, [t for t in exact if t is not None], dy.double())
+
+    bounds, rows = Bounds(x.dtype, x.shape[-1]), Bounds(x.dtype, x.numel() // x.shape[-1])
+    with torch.no_grad():
+        value, dy = exact[0], dy.double()
+        mean = value.mean(-1, keepdim=True)
+        sigma = torch.sqrt(value.var(-1, correction=0, keepdim=True) + eps)
+        scale, spread = 1 / (sigma + eps), (value - mean).abs().amax(-1, keepdim=True)
+        xhat = (value - mean) * scale
+        scale_error = bounds.unit * 6 + bounds.sum * (1 + (spread * scale).square())
+        mean_error = bounds.unit * mean.abs() + bounds.sum * spread
+        xhat_error = mean_error * scale + bounds.unit * (value.abs() + mean.abs()) * scale + xhat.abs() * scale_error
+        size = torch.ones_like(value) if weight is None else exact[1].abs().expand_as(value)
+        y_error = xhat_error * size + bounds.unit * 4 * truth.abs()
+        if bias is not None:
+            y_error += bounds.unit * exact[2].abs()
+        assert_within("y", y.detach(), truth.detach(), y_error + bounds.stored(truth, y.dtype))
+
+        g, steepness = dy.abs() * size, (sigma + eps) / sigma
+        mean_g, mean_gx = (t.mean(-1, keepdim=True) for t in (g, g * xhat.abs()))
+        mean_gx_error = (bounds.sum + 8 * bounds.unit) * mean_gx + (g * xhat_error).mean(-1, keepdim=True)
+        dx_error = bounds.unit * 8 * g + bounds.sum * mean_g
+        dx_error += steepness * (xhat_error * mean_gx + (xhat.abs() + xhat_error) * mean_gx_error)
+        dx_error = scale * (dx_error + scale_error * (g + mean_g + steepness * xhat.abs() * mean_gx))
+        leading = tuple(range(x.dim() - 1)) or (0,)
+        columns = [t if x.dim() > 1 else t[None] for t in (dy.abs(), dy.abs() * xhat.abs(), dy.abs() * xhat_error)]
+        sum_dy, sum_dy_xhat, from_xhat = (t.sum(leading) for t in columns)
+        errors = [dx_error, rows.sum * sum_dy_xhat + from_xhat, rows.sum * sum_dy]
         names = [name for name, leaf in zip(("dx", "dweight", "dbias"), leaves, strict=True) if leaf is not None]
         errors = [error for error, leaf in zip(errors, leaves, strict=True) if leaf is not None]
         for name, gradient, true_gradient, error in zip(names, gradients, true_gradients, errors, strict=True):
