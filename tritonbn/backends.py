@@ -30,7 +30,7 @@ class backend(ContextDecorator):
     - "auto": a CUDA, HIP or XPU tensor goes to the Triton kernels; a CPU tensor does so under TRITON_INTERPRET=1; any
       other goes to ATen.
     - "triton": every tensor goes to the kernels, through whatever driver Triton has active.
-    - "aten": every tensor goes to torch.nn.functional.batch_norm.
+    - "aten": every tensor goes to torch's own operations.
 
     Outside of it the environment variable TRITONBN_BACKEND decides, "auto" if unset. A backward pass runs where its
     forward pass ran. Inside torch.func's transforms and under forward-mode differentiation ATen computes, whatever the
