@@ -54,6 +54,12 @@ def test_any_cut_of_the_work(cut_samples, sizes, layout):
     compare_samples(LAYOUTS[layout]((2, 2, 3, 7), torch.float32), **affine(7, torch.float32))
 
 
+def test_more_runs_than_are_merged_at_once(cut_samples):
+    cut_samples(4, 1, 1, 1, 1)
+    rows = sample_configs.MERGED_RUNS + 5
+    compare_samples(random((rows, 3)), **affine(3, torch.float32))
+
+
 def test_rows_longer_than_a_tile():
     compare_samples(random((1, 16390)), **affine(16390, torch.float32))
 
