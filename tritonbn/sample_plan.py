@@ -13,10 +13,9 @@ from .configs import power_of_two
 from .geometry import Geometry, describe
 from .kernels import (
     sample_columns_kernel,
+    sample_gradients_kernel,
     sample_long_forward_kernel,
-    sample_long_gradients_kernel,
-    sample_long_sums_kernel,
-    sample_short_backward_kernel,
+    sample_row_sums_kernel,
     sample_short_forward_kernel,
 )
 from .launch import Plan, dense, dense_strides, statistics_dtype, steps, tile_keywords, walkable_beside
@@ -55,14 +54,11 @@ def backward(
     plan = cached_backward(x.dtype, x.shape, x.stride(), dy.stride(), dx_strides)
     sums_columns = dweight is not None or dbias is not None
     column_sums = plan.gradients.workspace(x) if sums_columns else None
-    arguments = [x, dy, dx, weight, statistics]
-    if plan.row_sums is not None:
-        row_sums = None
-        if dx is not None:
-            row_sums = plan.row_sums.workspace(x)
-            plan.row_sums.run(x.device, x, dy, weight, statistics, row_sums, eps)
-        arguments.append(row_sums)
-    plan.gradients.run(x.device, *arguments, column_sums, eps)
+    row_sums = None
+    if plan.row_sums is not None and dx is not None:
+        row_sums = plan.row_sums.workspace(x)
+        plan.row_sums.run(x.device, x, dy, weight, statistics, row_sums, eps)
+    plan.gradients.run(x.device, x, dy, dx, weight, statistics, row_sums, column_sums, eps)
     if sums_columns:
         plan.columns.run(x.device, column_sums, dweight, dbias)
 
@@ -102,26 +98,21 @@ def cached_backward(dtype: torch.dtype, shape: torch.Size, *strides: tuple[int, 
     geometry = describe(shape, len(shape) - 1, *strides)
     config = sample_heuristic(geometry, dtype.itemsize, "backward")
     keywords = tile_keywords(geometry, config, dtype)
-    columns = columns_plan(geometry, config, dtype)
-    column_sums = (config.runs(geometry), 2, geometry.channels)
     chunks, runs = config.chunks(geometry), config.runs(geometry)
-    if config.holds_rows(geometry):
-        sizes = (*row_sizes(geometry), config.run_tiles, *steps(geometry))
-        gradients = Plan(sample_short_backward_kernel, sizes, (((runs,), keywords),), column_sums)
-        return BackwardPlan(None, gradients, columns)
     row_sums = Plan(
-        sample_long_sums_kernel,
+        sample_row_sums_kernel,
         (*row_sizes(geometry), chunks, config.chunk_tiles, config.run_tiles, *steps(geometry)),
         (((runs * chunks,), keywords),),
         partials=(chunks, 2, geometry.values),
     )
     gradients = Plan(
-        sample_long_gradients_kernel,
+        sample_gradients_kernel,
         (*row_sizes(geometry), chunks, config.run_tiles, *steps(geometry)),
         (((runs * config.column_tiles(geometry),), keywords | {"BLOCK_K": power_of_two(chunks)}),),
-        partials=column_sums,
+        partials=(runs, 2, geometry.channels),
     )
-    return BackwardPlan(row_sums, gradients, columns)
+    columns = columns_plan(geometry, config, dtype)
+    return BackwardPlan(None if config.holds_rows(geometry) else row_sums, gradients, columns)
 
 
 def columns_plan(geometry: Geometry, config: SampleConfig, dtype: torch.dtype) -> Plan:

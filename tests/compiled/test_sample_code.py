@@ -7,11 +7,11 @@ from tritonbn import BatchNormalization, sample_plan, targets
 from tritonbn.functional import sample_norm
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950"]
-SHORT = {"sample_short_forward_kernel": (1, 1), "sample_short_backward_kernel": (2, 1)}
+SHORT = {"sample_short_forward_kernel": (1, 1), "sample_gradients_kernel": (2, 1)}
 LONG = {
     "sample_long_forward_kernel": (1, 1),
-    "sample_long_sums_kernel": (2, 0),
-    "sample_long_gradients_kernel": (2, 1),
+    "sample_row_sums_kernel": (2, 0),
+    "sample_gradients_kernel": (2, 1),
 }
 TENSORS = SHORT | LONG
 """How many tensors a kernel reads and writes tile by tile, at least."""

@@ -3,19 +3,17 @@
 from .backward import backward_kernel
 from .forward import forward_kernel
 from .inference import inference_kernel
+from .sample_backward import sample_gradients_kernel, sample_row_sums_kernel
 from .sample_columns import sample_columns_kernel
-from .sample_long_backward import sample_long_gradients_kernel, sample_long_sums_kernel
-from .sample_long_forward import sample_long_forward_kernel
-from .sample_short import sample_short_backward_kernel, sample_short_forward_kernel
+from .sample_forward import sample_long_forward_kernel, sample_short_forward_kernel
 
 __all__ = [
     "backward_kernel",
     "forward_kernel",
     "inference_kernel",
     "sample_columns_kernel",
+    "sample_gradients_kernel",
     "sample_long_forward_kernel",
-    "sample_long_gradients_kernel",
-    "sample_long_sums_kernel",
-    "sample_short_backward_kernel",
+    "sample_row_sums_kernel",
     "sample_short_forward_kernel",
 ]

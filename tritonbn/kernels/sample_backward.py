@@ -1,7 +1,8 @@
-"""Sample-wise backward for rows longer than a tile: x and dy are read twice. The formulas are in sample_short.py.
+"""Sample-wise backward, with xhat and sigma as in sample_forward.py, g = dy weight, and means over each row.
 
-The first kernel sums each row, a chunk of columns a program; the second takes one column tile of a run of rows, adds up
-every row's chunks, and writes dx and the run's column sums.
+dx = (g - mean(g) - xhat mean(g xhat) (sigma + eps) / sigma) / (sigma + eps); over the rows dbias = sum dy and dweight =
+sum dy xhat, of which each run of rows leaves its share to sample_columns.py. A row that a tile holds is read once. For
+a longer one a kernel of its own first sums g and g xhat, a chunk of columns a program.
 """
 
 import triton
@@ -24,7 +25,7 @@ from .tile import channels_and_chunk, chunk_tiles, load_tile, over_tile, store_t
 
 
 @triton.jit
-def sample_long_sums_kernel(
+def sample_row_sums_kernel(
     x, dy,  # (..., C) of any strides
     weight,  # (C,) or None
     statistics,  # (2, rows): mean, sigma
@@ -71,11 +72,11 @@ def sample_long_sums_kernel(
 
 
 @triton.jit
-def sample_long_gradients_kernel(
+def sample_gradients_kernel(
     x, dy, dx,  # (..., C) of any strides; dx is None where it is not wanted
     weight,  # (C,) or None
     statistics,  # (2, rows): mean, sigma
-    row_sums,  # (chunks, 2, rows): sums over each chunk's columns of g and g xhat; None without dx
+    row_sums,  # (chunks, 2, rows): sums over each chunk's columns of g and g xhat; None where a tile holds its rows
     column_sums,  # (runs, 2, C), written: sums over the run's rows of dy and dy xhat; or None
     eps: tl.float64,
     channels, outer, outer_1, outer_2, inner, chunks, run_tiles,
@@ -113,11 +114,14 @@ def sample_long_gradients_kernel(
             sum_dy += gradient
             sum_dy_xhat += gradient * xhat
         if dx is not None:
-            g, g_xhat = load_chunk_pairs(row_sums, row, exists, outer, inner, chunks, BLOCK_K, INDEX)
-            slope = row_sum(g_xhat) / total * ((sigma + epsilon) / sigma)
             if weight is not None:
                 gradient *= over_tile(load_channels(weight, c, channels, ACCUMULATOR))
-            gradient = (gradient - row_sum(g) / total - xhat * slope) * scale
+            if row_sums is None:
+                part, part_xhat = gradient, gradient * xhat
+            else:
+                part, part_xhat = load_chunk_pairs(row_sums, row, exists, outer, inner, chunks, BLOCK_K, INDEX)
+            slope = row_sum(part_xhat) / total * ((sigma + epsilon) / sigma)
+            gradient = (gradient - row_sum(part) / total - xhat * slope) * scale
             store_tile(
                 dx, gradient, mask, c, o, i, outer_1, outer_2, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN,

@@ -1,8 +1,10 @@
-"""Sample-wise forward for rows longer than a tile: x is read twice. The formula is in sample_short.py.
+"""Sample-wise forward: each row normalized by its own statistics (Keras, mode 1).
 
-One program takes a whole row (PHASE "both"), or several take a chunk of columns each, in two launches: "statistics",
-then "normalize", which merges the chunks. Every lane of a tile keeps its own Welford mean and M2 over the tiles of a
-chunk; lanes, and then chunks, merge by Chan's rule. All means are relative to the row's first element.
+sigma = sqrt(variance + eps), xhat = (x - mean) / (sigma + eps), y = weight xhat + bias. A row that a tile holds is read
+once. A longer one is read twice: one program takes the whole row (PHASE "both"), or several take a chunk of columns
+each, in two launches, "statistics" and "normalize", which merges the chunks. There every lane of a tile keeps its own
+Welford mean and M2 over the tiles of a chunk; lanes, and then chunks, merge by Chan's rule, all means being relative to
+the row's first element.
 """
 
 import triton
@@ -18,10 +20,55 @@ from .sample_rows import (
     load_chunk_pairs,
     pairs_of_chunk,
     row_numbers,
+    row_sum,
     store_row_pair,
 )
 from .tile import chunk_tiles, load_tile, over_tile, store_tile, tile_indices, tile_mask
-from .welford import finite_or_zero, merge_parts, welford_step
+from .welford import centred_moments, finite_or_zero, merge_parts, welford_step
+
+
+@triton.jit
+def sample_short_forward_kernel(
+    x, y,  # (..., C) of any strides
+    weight, bias,  # (C,) or None
+    statistics,  # (2, rows), written: mean, sigma; or None
+    eps: tl.float64,
+    channels, outer, outer_1, outer_2, inner, run_tiles,
+    x_o0, x_o1, x_o2, x_c, x_i,
+    y_o0, y_o1, y_o2, y_c, y_i,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
+    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+):  # fmt: skip
+    """The exact mean of each row, its centred moments, and y, all from the tile in registers."""
+    first, last = chunk_tiles(tl.program_id(0), run_tiles, outer, inner, BLOCK_O, BLOCK_I, INDEX)
+    c = tl.arange(0, BLOCK_C)
+    total = tl.cast(channels, ACCUMULATOR)
+    epsilon = tl.full([1, 1, 1], eps, ACCUMULATOR)
+    for tile in range(first, last):
+        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
+        row, exists = row_numbers(o, i, outer, inner)
+        mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
+        value = load_tile(
+            x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
+        )  # fmt: skip
+        centre = finite_or_zero(row_sum(value) / total)
+        deviation = tl.where(mask, value - centre, 0.0)
+        offset, M2 = centred_moments(row_sum(deviation), row_sum(deviation * deviation), total)
+        sigma = square_root(M2 / total + epsilon)
+        if statistics is not None:
+            store_row_pair(statistics, row, exists, outer, inner, centre + offset, sigma)
+        value = (deviation - offset) * reciprocal(sigma + epsilon)
+        if weight is not None:
+            value *= over_tile(load_channels(weight, c, channels, ACCUMULATOR))
+        if bias is not None:
+            value += over_tile(load_channels(bias, c, channels, ACCUMULATOR))
+        store_tile(
+            y, value, mask, c, o, i, outer_1, outer_2, y_o0, y_o1, y_o2, y_c, y_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN,
+        )  # fmt: skip
 
 
 @triton.jit
