@@ -64,7 +64,9 @@ def test_there_are_recordings():
 
 @pytest.mark.usefixtures("computing")
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
-def test_outputs_statistics_and_gradients(path, dtype):
+def test_outputs_statistics_and_gradients(path, dtype, cut):
+    if dtype == torch.float32:
+        cut(8, 8, 32, 1)  # one program a launch; float64 goes the usual way
     recording = Recording(path, dtype)
     for phase in ("train", "test"):
         layer = recording.layer().train(phase == "train")

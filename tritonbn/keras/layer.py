@@ -107,7 +107,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             )
         initializers.get(beta_init), initializers.get(gamma_init)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Lazy modules are a new feature")  # torch's, until 2.7
+            warnings.filterwarnings("ignore", "Lazy modules are a new feature")  # of older versions of torch
             super().__init__()
         self.epsilon = float(epsilon)
         self.mode = int(mode)
@@ -122,7 +122,8 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             batch_input_shape = (None, *input_shape)
         self.batch_input_shape = None if batch_input_shape is None else tuple(batch_input_shape)
         self.rank: int | None = None
-        self._initial_weights = None if weights is None else [np.array(array) for array in weights]
+        given = () if weights is None else zip(VECTORS, weights, strict=False)
+        self._initial_weights = {vector: as_vector(array, None, vector) for vector, array in given}
         self._follows_device = device is None
         self._follows_dtype = dtype is None
         for vector in ("gamma", "beta"):
@@ -224,7 +225,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             if is_lazy(vector):
                 vector.materialize((channels,), *self._placement(vector, input))
                 vector.data.copy_(values[name])
-        self._initial_weights = None
+        self._initial_weights = {}
 
     def _initial_values(self, channels: int) -> dict[str, Tensor]:
         """Every vector's first value, from `weights` or the initializers."""
@@ -234,7 +235,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             "running_mean": initializers.zero,
             "running_std": initializers.one,
         }
-        given = dict(zip(VECTORS, self._initial_weights or (), strict=False))
+        given = self._initial_weights
         return {
             name: as_vector(given[name] if name in given else initializer((channels,)), channels, name)
             for name, initializer in names.items()
