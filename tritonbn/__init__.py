@@ -2,8 +2,17 @@
 
 from .backends import backend
 from .functional import batch_norm
-from .keras import BatchNormalization
+from .keras import BatchNormalization, regularization_loss
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, convert
 
 __version__ = "0.1.0"
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormalization", "backend", "batch_norm", "convert"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormalization",
+    "backend",
+    "batch_norm",
+    "convert",
+    "regularization_loss",
+]
