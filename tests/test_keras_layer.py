@@ -91,6 +91,51 @@ def test_batch_of_one(mode, backend):
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2])
+def test_one_layer_twice_with_a_graph_of_the_gradients(mode):
+    """Gradients that can be differentiated again are the same gradients, whatever x and gamma come from."""
+    module = layer(mode=mode, input_shape=(3,), dtype=torch.float64, gamma_init="normal", epsilon=0.1)
+    x = random((2, 3), torch.float64).requires_grad_()
+    inputs = [x, module.gamma, module.beta]
+    loss = module(module(x)).square().sum()
+    plain = torch.autograd.grad(loss, inputs, retain_graph=True)
+    for actual, expected in zip(torch.autograd.grad(loss, inputs, create_graph=True), plain, strict=True):
+        torch.testing.assert_close(actual.detach(), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_one_axis_with_a_graph_of_the_gradients():
+    x = random((1, 3), torch.float64)[0].requires_grad_()
+    module = layer(axis=0, dtype=torch.float64)
+    gradients = torch.autograd.grad(module(x).square().sum(), [x, module.beta, module.gamma], create_graph=True)
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
+
+
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_a_training_call_between_evaluation_and_its_gradient(backend):
+    module, x = layer(input_shape=(3,)), random((4, 3)).requires_grad_()
+    with tritonbn.backend(backend):
+        y = module.eval()(x)
+        module.train()(random((4, 3), seed=1))
+        y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 1.001**-0.5))
+
+
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 4, 3), -1), ((2, 3), 0), ((2, 4, 5, 3), 2)], ids=str)
+def test_memory_format_is_kept(shape, axis, backend):
+    with tritonbn.backend(backend):
+        assert layer(axis=axis)(random(shape)).is_contiguous()
+
+
+@pytest.mark.backend_choice
+def test_an_unknown_backend_leaves_the_layer_unbuilt(monkeypatch):
+    monkeypatch.setenv("TRITONBN_BACKEND", "cudnn")
+    module = layer()
+    with pytest.raises(ValueError, match="TRITONBN_BACKEND"):
+        module(random((4, 3)))
+    assert module.has_uninitialized_params()
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
 def test_empty_batch(mode):
     module = layer(mode=mode)
     x = torch.empty((0, 3), device=DEVICE, requires_grad=True)

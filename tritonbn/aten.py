@@ -26,9 +26,13 @@ def batch_norm(
     if axis == 1 and correction == 1 and (len(dtypes) == 0 or dtypes in ({x.dtype}, {statistics_dtype(x.dtype)})):
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
-    channels_second = x.movedim(axis, 1) if x.dim() > 1 else x.unsqueeze(0)
+    channels_second = (x.movedim(axis, 1) if x.dim() > 1 else x.unsqueeze(0)).contiguous()
     vectors = [running_mean, running_var, weight, bias]
-    mean, var, weight, bias = (None if v is None else v.to(statistics_dtype(x.dtype)) for v in vectors)
+    # Copies, since autograd keeps them and a later training call changes the running buffers.
+    mean, var, weight, bias = (
+        None if v is None else v.to(statistics_dtype(x.dtype), copy=True, memory_format=torch.contiguous_format)
+        for v in vectors
+    )
     if training and mean is not None:
         mean, var = torch.zeros_like(mean), torch.zeros_like(var)
     y = torch.batch_norm(
@@ -40,7 +44,8 @@ def batch_norm(
         with torch.no_grad():
             for running, batch in ((running_mean, mean), (running_var, var)):
                 running.copy_(running.to(batch.dtype).lerp(batch, momentum))
-    return y.movedim(1, axis) if x.dim() > 1 else y.squeeze(0)
+    y = y.movedim(1, axis) if x.dim() > 1 else y.squeeze(0)
+    return torch.empty_like(x).copy_(y)
 
 
 def sample_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -86,9 +86,9 @@ def differentiable_backward(
     x: Tensor, dy: Tensor, weight: Tensor | None, statistics: Tensor, training: bool, eps: float, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, and dweight and dbias (C,) in the statistics' dtype, by torch operations that can be differentiated again."""
-    axes = [d for d in range(x.dim()) if d != axis]
-    along_channels = [-1 if d == axis else 1 for d in range(x.dim())]
-    values, dvalues = x.to(statistics.dtype), dy.to(statistics.dtype)
+    values, dvalues = x.to(statistics.dtype)[None], dy.to(statistics.dtype)[None]  # never without an axis to reduce
+    axes = [d for d in range(values.dim()) if d != axis + 1]
+    along_channels = [-1 if d == axis + 1 else 1 for d in range(values.dim())]
     if training:
         variance, mean = torch.var_mean(values, axes, correction=0, keepdim=True)
         invstd = (variance + eps).rsqrt()
@@ -99,7 +99,7 @@ def differentiable_backward(
     if training:
         dvalues = dvalues - dvalues.mean(axes, keepdim=True) - xhat * (dvalues * xhat).mean(axes, keepdim=True)
     scale = invstd if weight is None else invstd * weight.view(along_channels)
-    return (dvalues * scale).to(x.dtype), dweight, dbias
+    return (dvalues * scale)[0].to(x.dtype), dweight, dbias
 
 
 def sample_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -127,6 +127,7 @@ class SampleNorm(torch.autograd.Function):
         wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
         dx = dweight = dbias = None
         if torch.is_grad_enabled():
+            x, weight = x.view_as(x), None if weight is None else weight.view_as(weight)  # where differentiation stops
             wanted = [t for t, wants in ((x, wants_dx), (weight, wants_dweight)) if wants]
             y = aten.sample_norm(x, weight, None, ctx.eps)
             gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True) if wanted else ())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
+from ..backends import uses_kernels
 from ..functional import batch_norm, check_batch, check_input, check_sample, sample_norm
 from . import initializers, regularizers
 from .initializers import Initializer
@@ -169,6 +170,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         if not self.has_uninitialized_params():
             return
         check_input("BatchNormalization", input)
+        uses_kernels(input)  # raises if the environment names no backend
         channels = self.channels_of(input.shape)
         vectors = {}
         for name in VECTORS:
