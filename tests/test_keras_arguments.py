@@ -27,6 +27,8 @@ BAD = {
     "mode 1": ({"mode": 1, "axis": 1, "input_shape": (3, 4)}, ValueError, "last axis, which mode 1 normalizes"),
     "axis no integer": ({"axis": 1.5}, TypeError, "integer"),
     "one weight": ({"weights": [np.ones(3)]}, ValueError, r"\[gamma, beta\] or .* got 1 arrays"),
+    "weights no list": ({"weights": 5}, ValueError, "got 5 arrays"),
+    "weights text": ({"weights": "ab"}, ValueError, "gamma to be an array of numbers, got 'a'"),
     "three weights": ({"weights": [np.ones(3)] * 3}, ValueError, "got 3 arrays"),
     "weights of a shape": (
         {"weights": [np.ones(3), np.ones((1, 3))], "input_shape": (3,)},

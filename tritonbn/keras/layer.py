@@ -101,10 +101,10 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             raise ValueError(f"BatchNormalization: expected epsilon to be positive, got {epsilon!r}")
         if not 0 <= momentum <= 1:
             raise ValueError(f"BatchNormalization: expected momentum to lie in [0, 1], got {momentum!r}")
-        if weights is not None and len(weights) not in (2, 4):
+        if weights is not None and not (hasattr(weights, "__len__") and len(weights) in (2, 4)):
             raise ValueError(
                 "BatchNormalization: expected weights to be [gamma, beta] or [gamma, beta, running_mean, running_std], "
-                f"got {len(weights)} arrays"
+                f"got {len(weights) if hasattr(weights, '__len__') else weights!r} arrays"
             )
         initializers.get(beta_init), initializers.get(gamma_init)
         with warnings.catch_warnings():
@@ -162,7 +162,9 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         Args:
             input_shape: with the batch axis; None where a size is unknown. ValueError if it does not fit the layer.
         """
-        self._materialize(self.channels_of(input_shape))
+        channels = self.channels_of(input_shape)
+        if self.has_uninitialized_params():
+            self._materialize(channels)
         self.rank = len(input_shape)
 
     def initialize_parameters(self, input: Tensor) -> None:
@@ -324,7 +326,12 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
 
 def as_vector(values: Any, channels: int | None, name: str) -> Tensor:
     """A copy of an array or tensor as a vector (C,), any C if None; ValueError for another shape."""
-    vector = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float64))
+    try:
+        vector = (
+            values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float64))
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"BatchNormalization: expected {name} to be an array of numbers, got {values!r}") from error
     if vector.dim() != 1 or channels not in (None, len(vector)):
         shape = "(C,)" if channels is None else f"({channels},)"
         raise ValueError(f"BatchNormalization: expected {name} of shape {shape}, got {tuple(vector.shape)}")
