@@ -126,6 +126,19 @@ def test_memory_format_is_kept(shape, axis, backend):
         assert layer(axis=axis)(random(shape)).is_contiguous()
 
 
+def test_a_launch_that_fails_leaves_the_layer_unbuilt(monkeypatch):
+    module = layer(weights=[np.full(3, 2.0), np.full(3, 5.0)])
+    x, gamma = random((4, 3)), module.gamma
+    with monkeypatch.context() as broken:
+        broken.setattr("tritonbn.launch.Plan.run", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            module(x)
+    assert module.has_uninitialized_params()
+    module(x)
+    assert module.gamma is gamma
+    assert np.array_equal(module.get_weights()[1], np.full(3, 5.0))
+
+
 @pytest.mark.backend_choice
 def test_an_unknown_backend_leaves_the_layer_unbuilt(monkeypatch):
     monkeypatch.setenv("TRITONBN_BACKEND", "cudnn")

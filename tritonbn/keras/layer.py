@@ -66,7 +66,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         batch_input_shape: with it.
         name: for get_config; numbered by default.
         trainable: whether gamma and beta get gradients. The running vectors are updated in any case.
-        device, dtype: of the vectors. By default they follow the first input to its device, and to float64.
+        device, dtype: of the vectors. If a call builds them they follow its input to its device, and to float64.
 
     Raises:
         ValueError: an argument outside of the values named here, in the constructor; a shape that does not fit, when it
@@ -133,6 +133,22 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             self.register_buffer(vector, _UnbuiltBuffer(device=device, dtype=dtype))
         if self.batch_input_shape is not None:
             self.build(self.batch_input_shape)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The call of every module; if the one that builds the layer fails, even in a launch, it is unbuilt again."""
+        lazy = {name: (type(v), v.data) for name in VECTORS if is_lazy(v := getattr(self, name))}
+        weights = self._initial_weights
+        try:
+            return super().__call__(*args, **kwargs)
+        except BaseException:
+            for name, (kind, data) in lazy.items():
+                vector = getattr(self, name)
+                vector.data, vector.__class__ = data, kind
+            if lazy and not hasattr(self, "_initialize_hook"):
+                self._initialize_hook = self.register_forward_pre_hook(self._infer_parameters, with_kwargs=True)
+                self._load_hook = self._register_load_state_dict_pre_hook(self._lazy_load_hook)
+            self._initial_weights = weights
+            raise
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize; the result has the input's shape, dtype and memory format."""
