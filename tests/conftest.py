@@ -40,14 +40,18 @@ def through_the_kernels(request):
 
 @pytest.fixture
 def cut(monkeypatch):
-    """cut(block_c, block_o, block_i, tiles_per_chunk) makes every plan use that config."""
+    """cut(block_c, block_o, block_i, tiles_per_chunk, ...) makes every plan use that config."""
 
-    def choose(*sizes: int) -> None:
-        monkeypatch.setattr(plan, "heuristic", lambda *_: configs.Config(*sizes))
-        plan.cached_plan.cache_clear()
+    def clear() -> None:
+        for planned in (plan.forward_plan, plan.inference_plan, plan.backward_plan):
+            planned.cache_clear()
+
+    def choose(*sizes: int, **options: object) -> None:
+        monkeypatch.setattr(plan, "choose", lambda *_: configs.Config(*sizes, **options))
+        clear()
 
     yield choose
-    plan.cached_plan.cache_clear()
+    clear()
 
 
 @pytest.fixture

@@ -2,12 +2,16 @@
 
 import itertools
 import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from support import LAYOUTS
+from triton.backends.compiler import GPUTarget
 
-from tritonbn import configs
+from tritonbn import configs, cost, counters, devices, space
 from tritonbn.geometry import describe
 
 
@@ -82,7 +86,7 @@ def test_too_many_axes():
         describe((2, 3, 4, 5, 6, 7), 1, strides, strides)
 
 
-@pytest.mark.parametrize("mode", ["forward", "inference", "backward"])
+@pytest.mark.parametrize("mode", get_args(configs.Mode))
 @pytest.mark.parametrize(
     "shape",
     [(2, 10**6), (1, 10**6, 1), (2, 2**31), (2**31 - 1, 1), (1, 1, 10**9), (2, 1), (128, 256, 56, 56), (2, 10**5, 3)],
@@ -91,16 +95,70 @@ def test_the_choice_of_a_config_is_sane(shape, mode):
     strides = torch.empty(shape, device="meta").stride()
     geometry = describe(shape, 1, strides, strides)
     for itemsize in (2, 4, 8):
-        config = configs.heuristic(geometry, itemsize, mode)
-        elements = config.block_c * config.block_o * config.block_i
-        programs = config.chunks(geometry) * config.channel_blocks(geometry)
-        assert elements <= configs.TILE_ELEMENTS
-        assert 1 <= config.num_warps <= 8
-        assert (
-            config.block_c * configs.power_of_two(config.chunks(geometry)) <= configs.MERGED_NUMBERS
-            or mode == "inference"
-        )
-        assert programs * elements * config.tiles_per_chunk <= 4 * max(math.prod(shape), 1024 * elements), (
-            "mostly masked"
-        )
-        assert programs <= max(1024, 2 * math.prod(shape) // 256), "programs of next to no elements"
+        for device in (devices.named("H100"), devices.named("T4"), devices.named("MI300X"), devices.INTERPRETER):
+            config = space.choose(geometry, itemsize, mode, device)
+            chunks = config.chunks(geometry)
+            assert math.isfinite(cost.modelled_time(geometry, config, itemsize, mode, device))
+            assert config == configs.fitted(config, geometry, itemsize)
+            assert config.elements <= space.LARGEST_TILE
+            assert config.block_c * configs.power_of_two(chunks) <= space.MOST_MERGED or mode == "inference"
+            programs = chunks * config.channel_blocks(geometry)
+            most = 4 * max(math.prod(shape), 1024 * config.elements)
+            assert programs * config.elements * config.tiles_per_chunk <= most, "mostly masked"
+            assert programs <= max(1024, 2 * math.prod(shape) // 256), "programs of next to no elements"
+
+
+SHAPES = [(32, 64, 56, 56), (6272, 96), (4096, 512), (50176, 8), (1, 1, 2**20), (32, 320, 7, 7), (2, 2, 544, 544)]
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+@pytest.mark.parametrize("device", [*devices.TABLE, replace(devices.TABLE[0], sm_count=10)], ids=lambda d: d.name)
+def test_programs_that_wait_leave_a_place_free(device, mode):
+    """As many launches as streams may wait, each short of its last chunk, do not fill the GPU."""
+    for shape in SHAPES:
+        geometry = describe(shape, 1, *[torch.empty(shape, device="meta").stride()] * 3)
+        for config in space.space(geometry, 2, mode, device):
+            if config.strategy == "resident" and config.chunks(geometry) > 1:
+                registers = config.registers if device.backend == "cuda" else 256
+                places = device.sm_count * cost.places(config, registers, device)
+                assert counters.SEATS * (config.chunks(geometry) - 1) < places
+                assert config.tiles_per_chunk == 1
+
+
+def test_programs_wait_only_where_they_run_side_by_side():
+    for shape in SHAPES:
+        geometry = describe(shape, 1, *[torch.empty(shape, device="meta").stride()] * 3)
+        for config in space.space(geometry, 2, "forward", devices.without_waiting(devices.named("H100"))):
+            assert config.strategy != "resident" or config.chunks(geometry) == 1
+
+
+def test_only_so_many_streams_may_wait(monkeypatch):
+    streams = iter([*range(5), *range(5)])
+    monkeypatch.setattr(counters, "_seated", {})
+    monkeypatch.setattr(counters, "current_stream", lambda device: next(streams))
+    device = torch.device("cuda", 0)
+    assert [counters.may_wait(device) for _ in range(10)] == [True, True, True, False, False] * 2
+
+
+def test_a_device_is_described_by_its_driver():
+    class Driver:
+        utils = SimpleNamespace(get_device_properties=lambda index: {"multiprocessor_count": 10})
+
+        def get_current_target(self):
+            return GPUTarget("cuda", 70, 32)
+
+    found = devices.described(Driver(), 0)
+    assert (found.arch, found.sm_count, found.registers) == ("sm_70", 10, 65536)
+    assert found.bandwidth == devices.named("V100").bandwidth / 8
+    assert devices.most_similar("sm_103").name == "B200"
+    assert devices.most_similar("gfx941").name == "MI250X"
+
+
+def test_a_device_is_assumed():
+    with devices.assume("A100", sm_count=20) as assumed:
+        assert devices.current() is assumed
+        assert (assumed.name, assumed.sm_count, assumed.arch) == ("A100", 20, "sm_80")
+    with pytest.raises(ValueError, match="expected one of V100, T4"), devices.assume("H800"):
+        pass
+    with pytest.raises(TypeError, match="sms"), devices.assume("A100", sms=20):
+        pass

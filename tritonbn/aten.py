@@ -9,6 +9,32 @@ from torch import Tensor
 from .launch import statistics_dtype
 
 
+def fused(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | Tensor,
+    eps: float,
+    axis: int,
+    correction: int,
+    residual: Tensor | None,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """activation(batch_norm + residual)."""
+    y = batch_norm(x, running_mean, running_var, weight, bias, training, float(momentum), eps, axis, correction)
+    if residual is not None:
+        y = y + residual
+    if activation == "relu":
+        return F.relu(y)
+    if activation == "leaky_relu":
+        return F.leaky_relu(y, slope)
+    return F.silu(y) if activation == "silu" else y
+
+
 def batch_norm(
     x: Tensor,
     running_mean: Tensor | None,

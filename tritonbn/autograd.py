@@ -15,28 +15,41 @@ def batch_norm(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    residual: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
     training: bool,
-    momentum: float | Tensor,
+    momentum: float | Tensor | None,
     eps: float,
     axis: int,
     correction: int,
+    activation: str | None,
+    slope: float,
 ) -> Tensor:
     """y from the kernels, attached to the autograd graph where a gradient can be asked for."""
     x = walkable(x, axis)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return BatchNorm.apply(x, weight, bias, running_mean, running_var, training, momentum, eps, axis, correction)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+        return BatchNorm.apply(
+            x, weight, bias, residual, running_mean, running_var, num_batches_tracked,
+            training, momentum, eps, axis, correction, activation, slope,
+        )  # fmt: skip
     if training:
-        return plan.training_forward(x, weight, bias, running_mean, running_var, momentum, eps, axis, correction)[0]
-    return plan.inference(x, weight, bias, running_mean, running_var, eps, axis, keep_statistics=False)[0]
+        return plan.training_forward(
+            x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis, correction,
+            residual, activation, slope, keep_signs=False,
+        )[0]  # fmt: skip
+    return plan.inference(
+        x, weight, bias, running_mean, running_var, eps, axis, residual, activation, slope,
+        keep_statistics=False, keep_signs=False,
+    )[0]  # fmt: skip
 
 
 class BatchNorm(torch.autograd.Function):
-    """Saves x, weight and statistics (2, C).
+    """Saves x, weight and statistics (2, C); with an activation also bias, and of a residual one bit an element.
 
-    With given statistics too, the backward pass uses the copy that the forward pass made: a later update of the running
-    buffers changes no gradient.
+    Only silu's derivative takes more than the bit: it saves the residual itself. With given statistics too, the
+    backward pass uses the copy that the forward pass made: a later update of the running buffers changes no gradient.
     """
 
     @staticmethod
@@ -45,60 +58,119 @@ class BatchNorm(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        residual: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
+        num_batches_tracked: Tensor | None,
         training: bool,
-        momentum: float | Tensor,
+        momentum: float | Tensor | None,
         eps: float,
         axis: int,
         correction: int,
+        activation: str | None,
+        slope: float,
     ) -> Tensor:
+        keep_signs = residual is not None and activation in ("relu", "leaky_relu")
         if training:
-            y, statistics = plan.training_forward(
-                x, weight, bias, running_mean, running_var, momentum, eps, axis, correction
-            )
+            y, statistics, signs = plan.training_forward(
+                x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis, correction,
+                residual, activation, slope, keep_signs,
+            )  # fmt: skip
         else:
-            y, statistics = plan.inference(x, weight, bias, running_mean, running_var, eps, axis, keep_statistics=True)
-        ctx.save_for_backward(x, weight, statistics)
+            y, statistics, signs = plan.inference(
+                x, weight, bias, running_mean, running_var, eps, axis, residual, activation, slope, True, keep_signs
+            )
+        recomputes = activation is not None and not keep_signs
+        ctx.save_for_backward(
+            x, weight, statistics, signs, bias if recomputes else None, residual if recomputes else None
+        )
         ctx.bias_form = None if bias is None else (bias.shape, bias.dtype)
         ctx.training = training
         ctx.eps = eps
         ctx.axis = axis
+        ctx.activation = activation
+        ctx.slope = slope
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, statistics = ctx.saved_tensors
-        wants_dx, wants_dweight, wants_dbias = ctx.needs_input_grad[:3]
+        x, weight, statistics, signs, bias, residual = ctx.saved_tensors
+        wants_dx, wants_dweight, wants_dbias, wants_dresidual = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
-            dx, dweight, dbias = differentiable_backward(x, dy, weight, statistics, ctx.training, ctx.eps, ctx.axis)
+            dz = dy
+            if ctx.activation is not None:
+                dz = dy * activation_slope(ctx, x, weight, bias, residual, statistics, signs)
+            dx, dweight, dbias = differentiable_backward(x, dz, weight, statistics, ctx.training, ctx.eps, ctx.axis)
             dweight = dweight.to(weight.dtype).view_as(weight) if wants_dweight else None
             dbias = dbias.to(ctx.bias_form[1]).view(ctx.bias_form[0]) if wants_dbias else None
-        else:
-            dx = torch.empty_like(x) if wants_dx else None
-            dweight = torch.empty_like(weight) if wants_dweight else None
-            dbias = x.new_empty(ctx.bias_form[0], dtype=ctx.bias_form[1]) if wants_dbias else None
-            plan.backward(x, dy, weight, statistics, ctx.training, ctx.axis, dx, dweight, dbias)
-        return dx, dweight, dbias, *[None] * 7
+            return dx, dweight, dbias, dz.to(dy.dtype) if wants_dresidual else None, *[None] * 10
+        dx = torch.empty_like(x) if wants_dx else None
+        dresidual = dy if wants_dresidual else None
+        separate = torch.empty_like(x) if wants_dresidual and ctx.activation is not None else None
+        dweight = torch.empty_like(weight) if wants_dweight else None
+        dbias = x.new_empty(ctx.bias_form[0], dtype=ctx.bias_form[1]) if wants_dbias else None
+        if not (dx is separate is dweight is dbias is None):
+            plan.backward(
+                x, dy, weight, bias, statistics, residual, signs, ctx.training, ctx.axis, ctx.activation, ctx.slope,
+                dx, separate, dweight, dbias,
+            )  # fmt: skip
+        return dx, dweight, dbias, dresidual if separate is None else separate, *[None] * 10
+
+
+def activation_slope(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor,
+    signs: Tensor | None,
+) -> Tensor:
+    """The activation's derivative at every element; silu's can be differentiated again, others are constant."""
+    if ctx.activation != "silu":
+        slope = torch.empty_like(x)
+        ones = torch.ones_like(x)
+        with torch.no_grad():
+            plan.backward(
+                x, ones, weight, bias, statistics, residual, signs, False, ctx.axis, ctx.activation, ctx.slope,
+                None, slope, None, None,
+            )  # fmt: skip
+        return slope
+    z = normalized(x, statistics, ctx.training, ctx.eps, ctx.axis)[0]
+    along_channels = [-1 if d == ctx.axis else 1 for d in range(x.dim())]
+    if weight is not None:
+        z = z * weight.view(along_channels)
+    if bias is not None:
+        z = z + bias.view(along_channels)
+    if residual is not None:
+        z = z + residual
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def normalized(x: Tensor, statistics: Tensor, training: bool, eps: float, axis: int) -> tuple[Tensor, Tensor]:
+    """xhat like x, and invstd as broadcast over it, by torch operations that can be differentiated."""
+    values = x.to(statistics.dtype)[None]  # never without an axis to reduce
+    if training:
+        axes = [d for d in range(values.dim()) if d != axis + 1]
+        variance, mean = torch.var_mean(values, axes, correction=0, keepdim=True)
+        invstd = (variance + eps).rsqrt()
+    else:
+        mean, invstd = statistics.view(2, *(-1 if d == axis + 1 else 1 for d in range(values.dim())))
+    return ((values - mean) * invstd)[0], invstd[0]
 
 
 def differentiable_backward(
     x: Tensor, dy: Tensor, weight: Tensor | None, statistics: Tensor, training: bool, eps: float, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, and dweight and dbias (C,) in the statistics' dtype, by torch operations that can be differentiated again."""
-    values, dvalues = x.to(statistics.dtype)[None], dy.to(statistics.dtype)[None]  # never without an axis to reduce
-    axes = [d for d in range(values.dim()) if d != axis + 1]
-    along_channels = [-1 if d == axis + 1 else 1 for d in range(values.dim())]
-    if training:
-        variance, mean = torch.var_mean(values, axes, correction=0, keepdim=True)
-        invstd = (variance + eps).rsqrt()
-    else:
-        mean, invstd = statistics.view(2, *along_channels)
-    xhat = (values - mean) * invstd
+    xhat, invstd = (t[None] for t in normalized(x, statistics, training, eps, axis))
+    dvalues = dy.to(statistics.dtype)[None]
+    axes = [d for d in range(dvalues.dim()) if d != axis + 1]
     dbias, dweight = dvalues.sum(axes), (dvalues * xhat).sum(axes)
     if training:
         dvalues = dvalues - dvalues.mean(axes, keepdim=True) - xhat * (dvalues * xhat).mean(axes, keepdim=True)
-    scale = invstd if weight is None else invstd * weight.view(along_channels)
+    scale = invstd if weight is None else invstd * weight.view([-1 if d == axis + 1 else 1 for d in range(xhat.dim())])
     return (dvalues * scale)[0].to(x.dtype), dweight, dbias
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from . import aten, autograd
 from .backends import uses_kernels
+from .launch import statistics_dtype
 
+Activation = Literal["relu", "leaky_relu", "silu"]
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -20,13 +24,19 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float | Tensor = 0.1,
+    momentum: float | Tensor | None = 0.1,
     eps: float = 1e-5,
     *,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    num_batches_tracked: Tensor | None = None,
     axis: int = 1,
     correction: int = 1,
 ) -> Tensor:
-    """Batch normalization (Ioffe and Szegedy, 2015), as torch.nn.functional.batch_norm computes it.
+    """Batch normalization (Ioffe and Szegedy, 2015) as torch.nn.functional.batch_norm computes it, and what follows it.
+
+    y = activation(batch_norm(input) + residual), all of it in one launch, and its gradients in another.
 
     Args:
         input: (N, C) or (N, C, ...), float16, bfloat16, float32 or float64, of any strides.
@@ -35,8 +45,14 @@ def batch_norm(
         weight, bias: (C,), each optional.
         training: normalize by the batch's own mean and biased variance.
         momentum: weight of the batch's statistics in the update of the running ones, a number or a tensor of one
-            element on the input's device (which is then read there, without waiting for it on the host).
+            element on the input's device (which is then read there, without waiting for it on the host); None for the
+            cumulative average, 1 / (num_batches_tracked + 1).
         eps: added to the variance; positive in training, otherwise not negative.
+        residual: of the input's shape, dtype and device, of any strides; gets a gradient.
+        activation: None, "relu", "leaky_relu" or "silu". Backward, relu and leaky_relu with a residual need one bit an
+            element beside the input; silu keeps the residual.
+        negative_slope: of leaky_relu.
+        num_batches_tracked: an integer tensor of one element, counted up in training; needed where momentum is None.
         axis: where the channels are, if not where torch has them; all other axes are reduced, without a copy.
         correction: 1 for the unbiased variance in running_var, as in torch; 0 for the biased one, as in Keras, which
             exists for one value a channel too.
@@ -45,30 +61,45 @@ def batch_norm(
 
     Returns:
         A tensor of the input's shape, dtype and memory format (contiguous where more than four reduced axes cannot be
-        merged). An empty input gives an empty output, and leaves the running buffers alone.
+        merged). An empty input gives an empty output, and leaves running_mean and running_var alone.
 
     Raises:
         TypeError: an argument that is not a tensor where one is needed.
         NotImplementedError: an input dtype or layout other than those named.
         ValueError: eps out of its range; a correction that is neither 0 nor 1; one value a channel in training with
-            correction 1; one running buffer without the other.
-        RuntimeError: no such axis; a vector of the wrong size, dtype or device; evaluation without running
+            correction 1; one running buffer without the other; an unknown activation; momentum None without
+            num_batches_tracked.
+        RuntimeError: no such axis; a vector or residual of the wrong size, dtype or device; evaluation without running
             buffers.
 
     Every error is raised before a buffer is touched.
     """
     check_batch(input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction)
+    check_epilogue(input, residual, activation, momentum, num_batches_tracked)
     if axis < 0:
         axis += input.dim()
-    if input.numel() == 0 or not uses_kernels(input):
-        return aten.batch_norm(
-            input, running_mean, running_var, weight, bias, training, float(momentum), float(eps), axis, correction
-        )
-    if not isinstance(momentum, Tensor):
-        momentum = float(momentum)
-    return autograd.batch_norm(
-        input, weight, bias, running_mean, running_var, training, momentum, float(eps), axis, correction
-    )
+    counter = num_batches_tracked if training else None
+    by_kernels = input.numel() > 0 and uses_kernels(input)
+    counts_here = counter is not None and not (by_kernels and counter.device == input.device)
+    if counts_here and momentum is None:
+        momentum = 1.0 / (counter + 1).to(input.device, statistics_dtype(input.dtype))
+    if not by_kernels:
+        y = aten.fused(
+            input, running_mean, running_var, weight, bias, training, 0.0 if momentum is None else momentum,
+            float(eps), axis, correction, residual, activation, negative_slope,
+        )  # fmt: skip
+    else:
+        if momentum is not None and not isinstance(momentum, Tensor):
+            momentum = float(momentum)
+        if momentum is None and counter is None:
+            momentum = 0.0
+        y = autograd.batch_norm(
+            input, weight, bias, residual, running_mean, running_var, None if counts_here else counter,
+            training, momentum, float(eps), axis, correction, activation, float(negative_slope),
+        )  # fmt: skip
+    if counts_here:
+        counter.add_(1)
+    return y
 
 
 def sample_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-3) -> Tensor:
@@ -116,7 +147,7 @@ def check_batch(
     weight: Tensor | None,
     bias: Tensor | None,
     training: bool,
-    momentum: float | Tensor,
+    momentum: float | Tensor | None,
     eps: float,
     axis: int,
     correction: int,
@@ -157,8 +188,36 @@ def check_batch(
                 f"batch_norm: expected momentum to be a number or a tensor of one element on {input.device}, "
                 f"got shape {tuple(momentum.shape)} on {momentum.device}"
             )
-    elif not isinstance(momentum, Real):
+    elif momentum is not None and not isinstance(momentum, Real):
         raise TypeError(f"batch_norm: expected momentum to be a number or a tensor, got {type(momentum).__name__}")
+
+
+def check_epilogue(
+    input: Tensor,
+    residual: Tensor | None,
+    activation: str | None,
+    momentum: float | Tensor | None,
+    num_batches_tracked: Tensor | None,
+) -> None:
+    """Raise unless what follows the normalization can be done, and batches can be counted."""
+    if activation is not None and activation not in ACTIVATIONS:
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"batch_norm: expected activation to be None, {names}, got {activation!r}")
+    if residual is not None:
+        if not isinstance(residual, Tensor):
+            raise TypeError(f"batch_norm: expected residual to be a Tensor or None, got {type(residual).__name__}")
+        given, expected = ((tuple(t.shape), t.dtype, t.device, t.layout) for t in (residual, input))
+        if given != expected:
+            raise RuntimeError(f"batch_norm: expected residual like input, {expected}, got {given}")
+    if num_batches_tracked is not None:
+        counts = num_batches_tracked.numel() == 1 and not num_batches_tracked.is_floating_point()
+        if not counts:
+            raise RuntimeError(
+                "batch_norm: expected num_batches_tracked to be an integer tensor of one element, "
+                f"got {num_batches_tracked.dtype} of shape {tuple(num_batches_tracked.shape)}"
+            )
+    elif momentum is None:
+        raise ValueError("batch_norm: expected num_batches_tracked where momentum is None, got None")
 
 
 def check_sample(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:

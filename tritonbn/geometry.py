@@ -6,9 +6,36 @@ import math
 from dataclasses import dataclass
 
 WIDEST_ALIGNMENT = 16
+FULL_ACCESS = 16
+"""Bytes of the widest access."""
+
+WIDE_ACCESS = 8
+"""Bytes of an access that is wide enough by itself."""
+
+SHORTEST_RUN = 256
+LONGEST_RUN = 2048
+"""Elements of a run that is folded."""
+
 OUTER_AXES = 3
 MOST_AXES = OUTER_AXES + 2
 """Tensors of this rank or less can always be described: inner, channel and the outer axes."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Runs of memory that several channels share, read as one (kernels/fold.py)."""
+
+    lanes: int
+    """Elements of each channel in a run."""
+    channels: int
+    """Channels of a run."""
+    alignment: int
+    """A power of two that divides the run, the steps between runs and the bounds of the last one."""
+
+    @property
+    def run(self) -> int:
+        """Elements of a run."""
+        return self.lanes * self.channels
 
 
 @dataclass(frozen=True)
@@ -37,10 +64,52 @@ class Geometry:
         """How many runs of `inner` a channel has."""
         return math.prod(self.outer)
 
+    def fold(self, itemsize: int) -> Fold | None:
+        """How to read whole runs, if by itself the fast axis cannot be read 8 bytes at a time and runs do better.
+
+        Follows from sizes and strides alone, so that every pass over the same tensors folds them alike.
+        """
+        if self.alignment * itemsize >= WIDE_ACCESS:
+            return None
+        whole = self.pixel_fold() if self.channels_last else self.plane_fold()
+        return whole if whole and whole.alignment > self.alignment else None
+
+    def pixel_fold(self) -> Fold | None:
+        """Channels-last and dense: a run is as many whole pixels as fill a power of two best."""
+        dense = all(strides[3:] == (1, self.channels) for strides in self.strides)
+        if not dense or self.outer_size > 1 or self.channels > LONGEST_RUN // WIDEST_ALIGNMENT:
+            return None
+        pixels = WIDEST_ALIGNMENT // math.gcd(WIDEST_ALIGNMENT, self.channels)
+        runs = [length // (self.channels * pixels) * pixels for length in (SHORTEST_RUN, 512, 1024, LONGEST_RUN)]
+        fullest = max(runs, key=lambda lanes: used_lanes(lanes * self.channels))
+        lanes = next((n for n in runs if used_lanes(n * self.channels) >= 0.9), fullest)
+        alignment = math.gcd(WIDEST_ALIGNMENT, lanes * self.channels, self.values * self.channels)
+        return Fold(lanes, self.channels, alignment)
+
+    def plane_fold(self) -> Fold | None:
+        """Channels-first with dense planes: a run is the planes of 8 channels, or of more where they are tiny."""
+        dense = all(strides[3:] == (self.inner, 1) for strides in self.strides)
+        if not dense or self.channels == 1 or self.inner > LONGEST_RUN // 8:
+            return None
+        channels = 8
+        while 2 * channels * self.inner <= SHORTEST_RUN:
+            channels *= 2
+        channels = min(channels, 1 << (self.channels - 1).bit_length())
+        steps = [step for strides in self.strides for step in strides[: self.outer_rank]]
+        alignment = math.gcd(WIDEST_ALIGNMENT, channels * self.inner, *steps)
+        if self.channels % channels:
+            alignment = math.gcd(alignment, self.channels % channels * self.inner)
+        return Fold(self.inner, channels, alignment)
+
     @property
     def values(self) -> int:
         """How many elements a channel has."""
         return self.outer_size * self.inner
+
+
+def used_lanes(length: int) -> float:
+    """Which share of a power of two is used by so many lanes."""
+    return length / (1 << (length - 1).bit_length()) if length else 0.0
 
 
 def merged_axes(shape: tuple[int, ...], axis: int, *strides: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import counters
+from .devices import INTERPRETED as INTERPRETED
 from .geometry import MOST_AXES, Geometry, describable
-from .kernels import forward_kernel
-
-INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
-"""Whether TRITON_INTERPRET=1 was set when the kernels were defined: they then run on the CPU, in numpy."""
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -77,9 +74,10 @@ def tile_keywords(geometry: Geometry, config: Tile, dtype: torch.dtype) -> dict[
     }
 
 
-def steps(geometry: Geometry) -> tuple[int, ...]:
+def steps(geometry: Geometry, residual_last: bool = False) -> tuple[int, ...]:
     """The strides of every tensor, in the order that the kernels take them."""
-    return tuple(step for strides in geometry.strides for step in strides)
+    strides = geometry.strides[1:] + geometry.strides[:1] if residual_last else geometry.strides
+    return tuple(step for tensor in strides for step in tensor)
 
 
 @dataclass(frozen=True)
@@ -92,17 +90,33 @@ class Plan:
     launches: tuple[tuple[tuple[int], dict[str, Any]], ...]
     """Grid and keywords (constexprs and launch options) of each launch."""
     partials: tuple[int, ...] = ()
-    """The shape of a workspace for partial results."""
+    """The shape of a workspace for partial results; () if there are none."""
+    counted: int = 0
+    """How many counters the programs need."""
+    sign_bytes: int = 0
+    """Room for one bit an element."""
 
-    def workspace(self, x: Tensor) -> Tensor:
+    def workspace(self, x: Tensor) -> Tensor | None:
         """Room for the partial results, on x's device."""
-        return x.new_empty(self.partials, dtype=statistics_dtype(x.dtype))
+        return x.new_empty(self.partials, dtype=statistics_dtype(x.dtype)) if self.partials else None
+
+    def counters(self, x: Tensor) -> Tensor | None:
+        """Zeros by which programs count each other, on x's device."""
+        return counters.take(x.device, self.counted) if self.counted else None
+
+    def signs(self, x: Tensor) -> Tensor:
+        """Room for one bit for every element of x."""
+        return x.new_empty(self.sign_bytes, dtype=torch.uint8)
 
     def run(self, device: torch.device, *arguments: Tensor | float | None) -> None:
         """Launch the kernel, once or several times, on the tensors' device."""
         with on_device(device):
-            for grid, keywords in self.launches:
-                self.kernel[grid](*arguments, *self.sizes, **keywords)
+            try:
+                for grid, keywords in self.launches:
+                    self.kernel[grid](*arguments, *self.sizes, **keywords)
+            except BaseException:
+                counters.forget()
+                raise
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:

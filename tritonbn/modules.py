@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
-from .functional import batch_norm
+from .functional import ACTIVATIONS, Activation, batch_norm
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -17,26 +16,46 @@ Model = TypeVar("Model", bound=nn.Module)
 class _KernelBatchNorm(_BatchNorm):
     """The forward pass of torch.nn.modules.batchnorm._BatchNorm, by way of tritonbn.batch_norm."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    activation: Activation | None = None
+    negative_slope: float = 0.01
+
+    def __init__(
+        self, *args: Any, activation: Activation | None = None, negative_slope: float = 0.01, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if activation is not None and activation not in ACTIVATIONS:
+            names = ", ".join(map(repr, ACTIVATIONS))
+            raise ValueError(f"{type(self).__name__}: expected activation to be None, {names}, got {activation!r}")
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """activation(batch_norm(input) + residual), where these are given."""
         self._check_input_dim(input)
-        counts = self.training and self.track_running_stats and self.num_batches_tracked is not None
-        momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        if counts and self.momentum is None:
-            momentum = 1.0 / (self.num_batches_tracked + 1).to(torch.promote_types(torch.float32, input.dtype))
         uses_running = not self.training or self.track_running_stats
-        y = batch_norm(
+        counts = self.training and self.track_running_stats
+        counter = self.num_batches_tracked if counts else None
+        return batch_norm(
             input,
             self.running_mean if uses_running else None,
             self.running_var if uses_running else None,
             self.weight,
             self.bias,
             self.training or (self.running_mean is None and self.running_var is None),
-            momentum,
+            0.0 if self.momentum is None and counter is None else self.momentum,
             self.eps,
+            residual=residual,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            num_batches_tracked=counter,
         )
-        if counts:
-            self.num_batches_tracked.add_(1)
-        return y
+
+    def extra_repr(self) -> str:
+        """As torch's, and the activation if there is one."""
+        if self.activation is None:
+            return super().extra_repr()
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
+        return f"{super().extra_repr()}, activation={self.activation}{slope}"
 
 
 class BatchNorm1d(_KernelBatchNorm, nn.BatchNorm1d):

@@ -6,10 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .configs import ELEMENTS_PER_THREAD, FILLING_PROGRAMS, PROGRAM_BYTES, TILE_ELEMENTS, fitting_block, power_of_two
+from .configs import power_of_two
 from .geometry import Geometry
 
 Direction = Literal["forward", "backward"]
+
+TILE_ELEMENTS = 2048
+"""Elements of a tile, half as many in 64 bits."""
+
+ELEMENTS_PER_THREAD = 16
+"""Elements of each tensor that a thread of a 32-wide warp holds at once: two 16-byte accesses in 16 bits."""
+
+FILLING_PROGRAMS = 1024
+"""Programs of four warps that keep a large GPU busy: about eight on each SM, 32 KB of input in flight there."""
+
+PROGRAM_BYTES = 8192
+"""What starting a program costs, as memory traffic."""
 
 LONGEST_TILE = {"forward": 16384, "backward": 8192}
 """Elements of a row, or of several, that one program keeps in registers; half as many in 64 bits."""
@@ -91,6 +103,14 @@ def with_chunks(geometry: Geometry, config: SampleConfig) -> SampleConfig:
     chunks = min(MERGED_CHUNKS, max(1, FILLING_PROGRAMS // config.runs(geometry)))
     chunk_tiles = math.ceil(config.column_tiles(geometry) / chunks)
     return SampleConfig(config.block_c, config.block_o, config.block_i, chunk_tiles, config.run_tiles, config.num_warps)
+
+
+def fitting_block(size: int, most: int, least: int = 1) -> int:
+    """The largest power of two up to `most` whose lanes find work nine times in ten; if none, the least wasteful."""
+    most = min(most, power_of_two(size))
+    blocks = [most >> halvings for halvings in range(3) if most >> halvings >= min(least, most)]
+    used = {block: size / (math.ceil(size / block) * block) for block in blocks}
+    return next((block for block in blocks if used[block] >= 0.9), max(blocks, key=used.__getitem__))
 
 
 def cost(geometry: Geometry, config: SampleConfig, itemsize: int, direction: Direction) -> float:

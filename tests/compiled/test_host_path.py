@@ -23,15 +23,21 @@ def names(launches):
     return [(launch.kernel, launch.arguments.get("PHASE")) for launch in launches]
 
 
-FORWARD = [("forward_kernel", "statistics"), ("forward_kernel", "normalize")]
-BACKWARD = [("backward_kernel", "sums"), ("backward_kernel", "gradients")]
+FORWARD = [("resident_forward_kernel", None)]
+BACKWARD = [("resident_backward_kernel", None)]
+SUMS = [("backward_kernel", "sums")]
+LARGE = (8, 64, 256, 256)
+"""Several chunks a channel."""
 
 
 def test_training(recorded):
     x = torch.randn(SHAPE, requires_grad=True)
     mean, var = torch.zeros(6), torch.ones(6)
     weight, bias = torch.ones(6, requires_grad=True), torch.zeros(6, requires_grad=True)
-    y = tritonbn.batch_norm(x, mean, var, weight, bias, training=True, momentum=0.3, eps=1e-4)
+    batches = torch.tensor(7)
+    y = tritonbn.batch_norm(
+        x, mean, var, weight, bias, training=True, momentum=0.3, eps=1e-4, num_batches_tracked=batches
+    )
     assert names(recorded) == FORWARD
     for launch in recorded:
         given = launch.arguments
@@ -42,9 +48,11 @@ def test_training(recorded):
         assert given["running_mean"] is mean
         assert given["running_var"] is var
         assert given["average_factor"] is None
+        assert given["num_batches_tracked"] is batches
         assert (given["momentum"], given["eps"]) == (0.3, 1e-4)
         assert given["statistics"].shape == (2, 6)
-        assert given["statistics"].dtype == given["partials"].dtype == torch.float32
+        assert given["statistics"].dtype == torch.float32
+        assert given["partials"] is given["counters"] is None, "one chunk has nobody to wait for"
     recorded.clear()
     dy = torch.randn(SHAPE)
     dx, dweight, dbias = torch.autograd.grad(y, [x, weight, bias], dy)
@@ -55,7 +63,28 @@ def test_training(recorded):
         assert given["dx"].data_ptr() == dx.data_ptr()
         assert given["dweight"].data_ptr() == dweight.data_ptr()
         assert given["dbias"].data_ptr() == dbias.data_ptr()
-        assert given["TRAINING"] is True
+
+
+def test_several_chunks_a_channel_are_one_launch_too(recorded):
+    x = torch.empty(LARGE, dtype=torch.float16, device="meta", requires_grad=True)
+    y = tritonbn.batch_norm(x, None, None, training=True)
+    torch.autograd.grad(y, x, torch.empty_like(y))
+    assert names(recorded) == FORWARD + BACKWARD
+    for launch in recorded:
+        given = launch.arguments
+        assert given["chunks"] > 1
+        assert launch.grid == (given["blocks"] * given["chunks"], 1, 1)
+        assert given["partials"].dtype == torch.float32
+        assert given["partials"].numel() == 2 * 64 * (given["BLOCK_K"] + 1)
+        assert given["counters"].dtype == torch.int32
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "silu"])
+def test_an_epilogue_adds_no_launch(recorded, activation):
+    x, residual = (torch.empty(LARGE, dtype=torch.float16, device="meta", requires_grad=True) for _ in range(2))
+    y = tritonbn.batch_norm(x, None, None, training=True, residual=residual, activation=activation)
+    torch.autograd.grad(y, [x, residual], torch.empty_like(y))
+    assert names(recorded) == FORWARD + BACKWARD
 
 
 def test_evaluation(recorded):
@@ -70,7 +99,8 @@ def test_evaluation(recorded):
     assert recorded[0].arguments["statistics"].shape == (2, 6)
     recorded.clear()
     torch.autograd.grad(y, [x, weight], torch.randn(SHAPE))
-    assert names(recorded) == BACKWARD
+    assert names(recorded) == SUMS
+    assert recorded[0].arguments["TRAINING"] is False
 
 
 def test_evaluation_with_frozen_parameters_needs_no_sums(recorded):
@@ -78,8 +108,8 @@ def test_evaluation_with_frozen_parameters_needs_no_sums(recorded):
     y = tritonbn.batch_norm(x, torch.zeros(6), torch.ones(6), torch.ones(6))
     recorded.clear()
     torch.autograd.grad(y, x, torch.randn(SHAPE))
-    assert names(recorded) == BACKWARD[:1]
-    assert recorded[0].arguments["partials"] is None
+    assert names(recorded) == SUMS
+    assert recorded[0].arguments["partials"] is recorded[0].arguments["counters"] is None
 
 
 def test_only_parameters_want_a_gradient(recorded):
@@ -87,35 +117,42 @@ def test_only_parameters_want_a_gradient(recorded):
     y = tritonbn.batch_norm(torch.randn(SHAPE), None, None, weight, training=True)
     recorded.clear()
     torch.autograd.grad(y, weight, torch.randn(SHAPE))
-    assert names(recorded) == BACKWARD
-    assert all(launch.arguments["dx"] is None for launch in recorded)
-    merging = recorded[1]
-    assert merging.grid == (math.ceil(6 / merging.arguments["BLOCK_C"]), 1, 1)
+    assert names(recorded) == SUMS
+    assert recorded[0].arguments["dx"] is None
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 5, 7), (64, 16, 32, 32), (65537, 3), (1, 1, 10**6), (2, 5000, 3)])
 def test_grid_and_workspace(recorded, shape):
-    tritonbn.batch_norm(torch.empty(shape, device="meta"), None, None, training=True)
+    with targets.assume("H100"):
+        tritonbn.batch_norm(torch.empty(shape, device="meta"), None, None, training=True)
+    with targets.assume("H100", concurrent=False):
+        tritonbn.batch_norm(torch.empty(shape, device="meta"), None, None, training=True)
     for launch in recorded:
         given = launch.arguments
         tiles = math.ceil(given["outer"] / given["BLOCK_O"]) * math.ceil(given["inner"] / given["BLOCK_I"])
-        chunks = math.ceil(tiles / given["tiles_per_chunk"])
-        assert given["chunks"] == chunks
-        assert launch.grid == (math.ceil(shape[1] / given["BLOCK_C"]) * chunks, 1, 1)
-        assert given["partials"].shape == (2, shape[1], given["BLOCK_K"])
-        assert given["BLOCK_K"] >= chunks
+        if given["RUN"]:
+            tiles = math.ceil(given["outer"] * given["inner"] / given["FOLD"] / given["BLOCK_O"])
+        assert given["chunks"] == math.ceil(tiles / given["tiles_per_chunk"])
+        assert given["blocks"] == math.ceil(shape[1] / given["BLOCK_C"])
+        items = given["blocks"] * given["chunks"]
+        if given.get("PHASE") == "dataflow":
+            items = 2 * given["chunks"] * given["window"] * math.ceil(given["blocks"] / given["window"])
+        assert launch.grid == (items, 1, 1)
+        assert given["BLOCK_K"] >= given["chunks"]
+        if given["partials"] is not None:
+            assert given["partials"].numel() == 2 * shape[1] * (given["BLOCK_K"] + 1)
 
 
 def test_nothing_is_compiled_or_planned_twice(recorded, monkeypatch):
     module = tritonbn.BatchNorm2d(6, momentum=None)
     module(torch.randn(SHAPE)).sum().backward()
     monkeypatch.setattr(triton.JITFunction, "_do_compile", lambda *_, **__: pytest.fail("compiled again"))
-    before = plan.cached_plan.cache_info()
+    before = [planned.cache_info().misses for planned in (plan.forward_plan, plan.backward_plan)]
     for _ in range(3):
         module(torch.randn(SHAPE)).sum().backward()
-    assert plan.cached_plan.cache_info().misses == before.misses
-    assert len(recorded) == 16
-    assert module.num_batches_tracked.item() == 4
+    assert [planned.cache_info().misses for planned in (plan.forward_plan, plan.backward_plan)] == before
+    assert len(recorded) == 8
+    assert all(launch.arguments["num_batches_tracked"] is module.num_batches_tracked for launch in recorded[::2])
 
 
 def test_a_new_momentum_compiles_nothing(recorded, monkeypatch):
@@ -127,13 +164,14 @@ def test_a_new_momentum_compiles_nothing(recorded, monkeypatch):
 
 
 def test_nobody_waits_for_the_device(recorded, monkeypatch):
-    """The cumulative average's factor stays on the device: nothing of a training step reads a tensor on the host."""
+    """The cumulative average is computed on the device: nothing of a training step reads a tensor on the host."""
     for name in ("item", "__float__", "__int__", "__bool__", "tolist", "cpu", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: pytest.fail(f"Tensor.{name} was called"))
     module = tritonbn.BatchNorm2d(6, momentum=None)
     y = module(torch.empty(SHAPE))
     torch.autograd.grad(y, module.weight, torch.empty(SHAPE))
-    assert recorded[0].arguments["average_factor"].shape == ()
+    assert recorded[0].arguments["CUMULATIVE"] is True
+    assert recorded[0].arguments["num_batches_tracked"] is module.num_batches_tracked
 
 
 def test_the_driver_is_restored():

@@ -1,103 +1,139 @@
-"""Backward in phases of one kernel: "sums" of every chunk, then "gradients", which merges them.
+"""Backward in chunks of several tiles: the sums of every chunk, then dx, for which x and dy are read again.
 
-With xhat = (x - mean) invstd and n elements a channel (Ioffe and Szegedy, 2015):
-dbias = sum dy, dweight = sum dy xhat, dx = weight invstd (dy - dbias / n - xhat dweight / n);
-with given statistics (TRAINING false) dx = weight invstd dy, which needs no sum.
+With xhat = (x - mean) invstd, n elements a channel and dz the gradient before the activation (Ioffe and Szegedy, 2015):
+dbias = sum dz, dweight = sum dz xhat, dx = weight invstd (dz - dbias / n - xhat dweight / n).
+PHASE "dataflow" is one launch of items in an order that lets the second reading find its tensors in the L2; "sums" and
+"gradients" are the two halves as launches of their own. The last chunk of a block to arrive merges them all.
+With given statistics (TRAINING false) dx = weight invstd dz, which "sums" writes, being all there is to do.
 """
 
 import triton
 import triton.language as tl
 
-from .channel import load_channels, load_statistics
-from .tile import (
-    channels_and_chunk,
-    chunk_tiles,
-    load_tile,
-    over_tile,
-    store_tile,
-    tile_indices,
-    tile_mask,
-    tile_sum,
-)
-from .welford import load_partials, partial_pointers
+from .channel import load_statistics, scale_and_shift
+from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
+from .gradient import input_gradient, store_gradients
+from .upstream import gradient_of_z, load_clue
+from .view import block_and_chunk, block_channels, channel_sum, load_view, spread, store_view, tiles_of_chunk
+from .welford import add_partials, load_totals, store_partials, store_totals
 
 
 @triton.jit
 def backward_kernel(
-    x, dy, dx,  # (N, C, ...) of any strides; dx is None where it is not wanted
-    weight,  # (C,) or None
+    x, dy, dx, dresidual,  # (N, C, ...) of any strides; dx and dresidual are None where they are not wanted
+    residual, signs,  # what tells the derivative of the activation beside x: like x, and bytes; each may be None
+    weight, bias,  # (C,) or None
     statistics,  # (2, C): mean, invstd
     dweight, dbias,  # (C,), written, or None
-    partials,  # (2, C, BLOCK_K) workspace: sum of dy, sum of dy (x - mean); None where no sum is wanted
-    channels, outer, outer_1, outer_2, inner, chunks, tiles_per_chunk,
+    partials,  # (2, C, BLOCK_K), then (2, C): sums of dz and of dz (x - mean), of each chunk and of all
+    counters,  # of exchange.py, or None
+    slope: tl.float64,
+    channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
     x_o0, x_o1, x_o2, x_c, x_i,
     dy_o0, dy_o1, dy_o2, dy_c, dy_i,
     dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-    PHASE: tl.constexpr, TRAINING: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
+    r_o0, r_o1, r_o2, r_c, r_i,
+    PHASE: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
+    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's sums; then dweight, dbias and dx."""
-    c, chunk = channels_and_chunk(channels, BLOCK_C, INDEX)
-    first, last = chunk_tiles(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX)
+    if PHASE == "dataflow":
+        block, chunk, finishes = dataflow_item(take_ticket(counters), blocks, chunks, window)
+        exists = block < blocks
+        sums, finishes = exists & (finishes == 0), exists & finishes
+    else:
+        block, chunk = block_and_chunk(tl.program_id(0), blocks)
+        sums, finishes = PHASE == "sums", PHASE == "gradients"
+    c = block_channels(block, BLOCK_C, INDEX)
+    first, last = tiles_of_chunk(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
     mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
-    scale = invstd
-    if weight is not None:
-        scale *= load_channels(weight, c, channels, ACCUMULATOR)
+    scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
+    wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
 
-    if PHASE == "sums":
-        sum_dy = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
-        sum_dy_x = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
+    if PHASE != "gradients" and sums:
+        sum_dz = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
+        sum_dz_x = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
         for tile in range(first, last):
-            o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
-            mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-            gradient = load_tile(
-                dy, mask, c, o, i, outer_1, outer_2, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
+            gradient, mask = load_view(
+                dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
-            if partials is not None:
-                value = load_tile(
-                    x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
+            value, _ = load_view(
+                x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip
+            clue = load_clue(
+                residual, signs, tile, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip
+            deviation = value.to(ACCUMULATOR) - wide_mean
+            dz = gradient_of_z(
+                gradient.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
+                ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
+            )  # fmt: skip
+            if dresidual is not None:
+                store_view(
+                    dresidual, dz, tile, block, c, channels, outer, outer_1, outer_2, inner,
+                    dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
                 )  # fmt: skip
-                sum_dy += gradient
-                sum_dy_x += gradient * (value - over_tile(mean))
             if dx is not None and not TRAINING:
-                store_tile(
-                    dx, gradient * over_tile(scale), mask, c, o, i, outer_1, outer_2, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN,
+                gradient = dz * spread(scale, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+                store_view(
+                    dx, gradient, tile, block, c, channels, outer, outer_1, outer_2, inner,
+                    dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
                 )  # fmt: skip
+            dz = tl.where(mask, dz, 0.0)
+            sum_dz += dz
+            sum_dz_x += dz * tl.where(mask, deviation, 0.0)
         if partials is not None:
-            dy_at, dy_x_at = partial_pointers(partials, c, channels, chunk, BLOCK_K)
-            tl.store(dy_at, tile_sum(sum_dy), c < channels)
-            tl.store(dy_x_at, tile_sum(sum_dy_x), c < channels)
+            store_partials(
+                partials, c, channels, chunk,
+                channel_sum(sum_dz, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
+                channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C), BLOCK_K,
+            )  # fmt: skip
+            if last_chunk(counters, block, chunks):
+                total_dz, total_dz_x = add_partials(partials, c, channels, chunks, BLOCK_K)
+                store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
+                store_totals(partials, c, channels, total_dz, total_dz_x, BLOCK_K)
+                if PHASE == "dataflow":
+                    release(counters, block, blocks, chunks, -1, BLOCK_K)
 
-    if PHASE == "gradients":
-        chunk_dy, chunk_dy_x = load_partials(partials, c, channels, chunks, BLOCK_K)
-        sum_dy, sum_dy_x = tl.sum(chunk_dy, 1), tl.sum(chunk_dy_x, 1)
-        if chunk == 0:
-            if dbias is not None:
-                tl.store(dbias + c, sum_dy, c < channels)
-            if dweight is not None:
-                tl.store(dweight + c, sum_dy_x * invstd, c < channels)
-        if dx is not None and TRAINING:
-            total = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
-            mean_dy = sum_dy / total
-            slope = sum_dy_x / total * invstd * invstd
-            for tile in range(first, last):
-                o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
-                mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-                gradient = load_tile(
-                    dy, mask, c, o, i, outer_1, outer_2, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-                )  # fmt: skip
-                value = load_tile(
-                    x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-                )  # fmt: skip
-                gradient = gradient - over_tile(mean_dy) - (value - over_tile(mean)) * over_tile(slope)
-                store_tile(
-                    dx, gradient * over_tile(scale), mask, c, o, i, outer_1, outer_2, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN,
-                )  # fmt: skip
+    if PHASE != "sums" and finishes:
+        if PHASE == "dataflow":
+            wait(counters, block, blocks, chunk, BLOCK_K)
+        total_dz, total_dz_x = load_totals(partials, c, channels, BLOCK_K)
+        for tile in range(first, last):
+            gradient, _ = load_view(
+                dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip
+            value, _ = load_view(
+                x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip
+            clue = load_clue(
+                residual, signs, tile, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip
+            deviation = value.to(ACCUMULATOR) - wide_mean
+            dz = gradient_of_z(
+                gradient.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
+                ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
+            )  # fmt: skip
+            gradient = input_gradient(
+                dz, deviation, scale, invstd, total_dz, total_dz_x, outer, inner, CHANNELS_LAST, FOLD, RUN
+            )
+            store_view(
+                dx, gradient, tile, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip

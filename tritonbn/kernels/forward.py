@@ -1,100 +1,123 @@
-"""Training forward in two phases of one kernel: "statistics" of every chunk, then "normalize", which merges them."""
+"""Training forward in chunks of several tiles: the statistics of every chunk, then y, for which x is read again.
+
+PHASE "dataflow" is one launch of items in an order that lets the second reading find x in the L2; "statistics" and
+"normalize" are the two halves as launches of their own. The last chunk of a block to arrive merges them all. Channels
+whose chunks fit into registers have resident_forward.
+"""
 
 import triton
 import triton.language as tl
 
-from .channel import scale_and_shift, store_statistics, update_running
+from .affine import store_y
+from .channel import load_statistics, scale_and_shift
+from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
+from .finish import finish_channels
 from .rounding import inverse_sqrt
-from .tile import (
-    channels_and_chunk,
-    chunk_tiles,
-    elements_before,
-    load_tile,
-    over_tile,
-    store_tile,
-    tile_indices,
-    tile_mask,
-    tile_sum,
+from .view import (
+    block_and_chunk,
+    block_channels,
+    channel_sum,
+    load_view,
+    spread,
+    tile_mean,
+    tiles_of_chunk,
+    values_before,
 )
-from .welford import centred_moments, finite_or_zero, first_element, merge_chunks, partial_pointers
+from .welford import centred_moments, finite_or_zero, first_element, merge_chunks, store_partials
 
 
 @triton.jit
 def forward_kernel(
     x, y,  # (N, C, ...) of any strides
+    residual,  # like x, or None
     weight, bias,  # (C,) or None
     running_mean, running_var,  # (C,) or None, updated in place
     average_factor,  # () or None: a weight of the new statistics that lives on the device, instead of momentum
+    num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
+    signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
     partials,  # (2, C, BLOCK_K) workspace: mean - first element, M2
-    momentum: tl.float64, eps: tl.float64,
-    channels, outer, outer_1, outer_2, inner, chunks, tiles_per_chunk,
+    counters,  # of exchange.py, or None
+    momentum: tl.float64, eps: tl.float64, slope: tl.float64,
+    channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
     x_o0, x_o1, x_o2, x_c, x_i,
     y_o0, y_o1, y_o2, y_c, y_i,
-    PHASE: tl.constexpr, CORRECTION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
+    r_o0, r_o1, r_o2, r_c, r_i,
+    PHASE: tl.constexpr, CORRECTION: tl.constexpr, CUMULATIVE: tl.constexpr, ACTIVATION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
+    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
-    """Every chunk's mean and M2; then the merged statistics, the running buffers and y."""
-    c, chunk = channels_and_chunk(channels, BLOCK_C, INDEX)
-    first, last = chunk_tiles(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX)
-    reference = first_element(x, c, channels, x_c, ACCUMULATOR)
+    """Every chunk's mean and M2; the merged statistics and the running buffers; y."""
+    if PHASE == "dataflow":
+        block, chunk, normalizes = dataflow_item(take_ticket(counters), blocks, chunks, window)
+        exists = block < blocks
+        sums, normalizes = exists & (normalizes == 0), exists & normalizes
+    else:
+        block, chunk = block_and_chunk(tl.program_id(0), blocks)
+        sums, normalizes = PHASE == "statistics", PHASE == "normalize"
+    c = block_channels(block, BLOCK_C, INDEX)
+    first, last = tiles_of_chunk(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
 
-    if PHASE == "statistics":
-        o, i = tile_indices(first, inner, BLOCK_O, BLOCK_I, INDEX)
-        mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-        value = load_tile(
-            x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
+    if PHASE != "normalize" and sums:
+        reference = first_element(x, c, channels, x_c, ACCUMULATOR)
+        value, mask = load_view(
+            x, first, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
-        before = elements_before(first, outer, inner, BLOCK_O, BLOCK_I)
-        count = elements_before(first + 1, outer, inner, BLOCK_O, BLOCK_I) - before
-        relative = tl.where(mask, value - over_tile(reference), 0.0)
-        centre = finite_or_zero(reference + tile_sum(relative) / count.to(ACCUMULATOR))
-        deviation = tl.where(mask, value - over_tile(centre), 0.0)
+        value = value.to(ACCUMULATOR)
+        before = values_before(first, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
+        count = values_before(first + 1, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN) - before
+        centre = reference + tile_mean(value, mask, reference, count, CHANNELS_LAST, FOLD, RUN)
+        centre = finite_or_zero(centre)
+        wide_centre = spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        deviation = tl.where(mask, value - wide_centre, 0.0)
         squares = deviation * deviation
         for tile in range(first + 1, last):
-            o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
-            mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-            value = load_tile(
-                x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
+            value, mask = load_view(
+                x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
-            value = tl.where(mask, value - over_tile(centre), 0.0)
+            value = tl.where(mask, value.to(ACCUMULATOR) - wide_centre, 0.0)
             deviation += value
             squares += value * value
-        count = elements_before(last, outer, inner, BLOCK_O, BLOCK_I) - before
-        offset, M2 = centred_moments(tile_sum(deviation), tile_sum(squares), count.to(ACCUMULATOR))
-        mean_at, M2_at = partial_pointers(partials, c, channels, chunk, BLOCK_K)
-        tl.store(mean_at, centre - reference + offset, c < channels)
-        tl.store(M2_at, M2, c < channels)
-
-    if PHASE == "normalize":
-        relative_mean, variance = merge_chunks(
-            partials, c, channels, outer, inner, chunks, tiles_per_chunk, BLOCK_O, BLOCK_I, BLOCK_K, INDEX
+        count = values_before(last, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN) - before
+        offset, M2 = centred_moments(
+            channel_sum(deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
+            channel_sum(squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
+            count.to(ACCUMULATOR),
         )
-        batch_mean = reference + relative_mean
-        batch_invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
-        if chunk == 0:
-            store_statistics(statistics, c, channels, batch_mean, batch_invstd)
-            if running_mean is not None:
-                factor = tl.full([BLOCK_C], momentum, ACCUMULATOR)
-                if average_factor is not None:
-                    factor = tl.load(average_factor).to(ACCUMULATOR)
-                total = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
-                update_running(running_mean, c, channels, batch_mean, factor)
-                update_running(running_var, c, channels, variance * (total / (total - CORRECTION)), factor)
-        scale, shift = scale_and_shift(weight, bias, c, channels, batch_invstd)
-        for tile in range(first, last):
-            o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
-            mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-            value = load_tile(
-                x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
+        store_partials(partials, c, channels, chunk, centre - reference + offset, M2, BLOCK_K)
+        if last_chunk(counters, block, chunks):
+            relative_mean, variance = merge_chunks(
+                partials, c, channels, outer, inner, chunks, tiles_per_chunk,
+                BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN,
             )  # fmt: skip
-            value = (value - over_tile(batch_mean)) * over_tile(scale) + over_tile(shift)
-            store_tile(
-                y, value, mask, c, o, i, outer_1, outer_2, y_o0, y_o1, y_o2, y_c, y_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN,
+            invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+            finish_channels(
+                reference + relative_mean, variance, invstd, (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR),
+                statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
+                c, channels, block, blocks, CORRECTION, CUMULATIVE,
+            )  # fmt: skip
+            if PHASE == "dataflow":
+                release(counters, block, blocks, chunks, -1, BLOCK_K)
+
+    if PHASE != "statistics" and normalizes:
+        if PHASE == "dataflow":
+            wait(counters, block, blocks, chunk, BLOCK_K)
+        mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
+        scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
+        for tile in range(first, last):
+            value, _ = load_view(
+                x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip
+            store_y(
+                value.to(ACCUMULATOR), mean, scale, shift, y, residual, signs, slope,
+                tile, block, c, channels, outer, outer_1, outer_2, inner,
+                y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
+                ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip

@@ -9,7 +9,7 @@ are published minus the channel's first element, so that a mean far larger than 
 import triton
 import triton.language as tl
 
-from .tile import chunk_tiles, elements_before
+from .view import tiles_of_chunk, values_before
 
 
 @triton.jit
@@ -40,6 +40,14 @@ def partial_pointers(partials, c, channels, chunk, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
+def store_partials(partials, c, channels, chunk, first, second, BLOCK_K: tl.constexpr):
+    """Write a chunk's two numbers [BLOCK_C] to partials (2, C, BLOCK_K)."""
+    first_at, second_at = partial_pointers(partials, c, channels, chunk, BLOCK_K)
+    tl.store(first_at, first, c < channels)
+    tl.store(second_at, second, c < channels)
+
+
+@triton.jit
 def load_partials(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
     """Both numbers [BLOCK_C, BLOCK_K] of every chunk, zero where there is none; whole rows, so by wide loads."""
     k = tl.arange(0, BLOCK_K)[None, :]
@@ -50,16 +58,39 @@ def load_partials(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
+def add_partials(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
+    """Both numbers [BLOCK_C] summed over all chunks, in one and the same order."""
+    first, second = load_partials(partials, c, channels, chunks, BLOCK_K)
+    return tl.sum(first, 1), tl.sum(second, 1)
+
+
+@triton.jit
+def store_totals(partials, c, channels, first, second, BLOCK_K: tl.constexpr):
+    """Write two numbers [BLOCK_C] behind the partials, as (2, C)."""
+    totals = partials + 2 * tl.cast(channels, c.dtype) * BLOCK_K
+    tl.store(totals + c, first, c < channels)
+    tl.store(totals + channels + c, second, c < channels)
+
+
+@triton.jit
+def load_totals(partials, c, channels, BLOCK_K: tl.constexpr):
+    """The two numbers [BLOCK_C] back."""
+    totals = partials + 2 * tl.cast(channels, c.dtype) * BLOCK_K
+    return tl.load(totals + c, c < channels, other=0.0), tl.load(totals + channels + c, c < channels, other=0.0)
+
+
+@triton.jit
 def merge_chunks(
     partials, c, channels, outer, inner, chunks, tiles_per_chunk,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, INDEX: tl.constexpr,
+    FOLD: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """Mean minus first element, and biased variance [BLOCK_C], of all chunks, merged in one and the same order."""
     chunk_mean, chunk_M2 = load_partials(partials, c, channels, chunks, BLOCK_K)
     k = tl.arange(0, BLOCK_K)
-    first, last = chunk_tiles(k, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX)
-    count = elements_before(last, outer, inner, BLOCK_O, BLOCK_I)
-    count -= elements_before(first, outer, inner, BLOCK_O, BLOCK_I)
+    first, last = tiles_of_chunk(k, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
+    count = values_before(last, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
+    count -= values_before(first, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
     total = (tl.cast(outer, INDEX) * inner).to(chunk_M2.dtype)
     mean, variance = merge_parts(chunk_mean, chunk_M2, count.to(chunk_M2.dtype)[None, :], total, 1)
     return tl.reshape(mean, c.shape), tl.reshape(variance, c.shape)

@@ -1,0 +1,64 @@
+"""Where the programs of a launch count each other (kernels/exchange.py): zeros before it, and zeros again after it.
+
+One buffer serves every launch on a stream, since these follow each other. A launch that fails leaves no telling what it
+counted: its buffer is forgotten, and so are a forked process's. A launch that is captured into a graph gets a buffer of
+its own, zeroed in the graph, since graphs may be replayed on any stream.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+from torch import Tensor
+
+from .devices import INTERPRETED
+
+LEAST = 4096
+"""Numbers of the smallest buffer: 16 KiB."""
+
+SEATS = 3
+"""Streams of a device on which programs may wait for each other while they hold registers; on others they never do."""
+
+_seated: dict[torch.device, list[int]] = {}
+
+_kept: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def current_stream(device: torch.device) -> int:
+    """The stream that Triton launches on."""
+    return 0 if INTERPRETED else triton.runtime.driver.active.get_current_stream(device.index)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether launches are being recorded into a graph instead of run."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def take(device: torch.device, size: int) -> Tensor:
+    """`size` or more int32 zeros for the launches that follow on the device's current stream."""
+    if capturing(device):
+        return torch.zeros(size, dtype=torch.int32, device=device)
+    key = device, current_stream(device)
+    kept = _kept.get(key)
+    if kept is None or kept.numel() < size:
+        kept = torch.zeros(max(LEAST, 1 << (size - 1).bit_length()), dtype=torch.int32, device=device)
+        _kept[key] = kept
+    return kept
+
+
+def may_wait(device: torch.device) -> bool:
+    """Whether the device's current stream is one of the first that asked."""
+    seated, stream = _seated.setdefault(device, []), current_stream(device)
+    if stream not in seated and len(seated) < SEATS:
+        seated.append(stream)
+    return stream in seated
+
+
+def forget() -> None:
+    """Give up all buffers, after a launch that did not end as it should."""
+    _kept.clear()
+
+
+os.register_at_fork(after_in_child=forget)

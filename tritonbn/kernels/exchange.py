@@ -1,0 +1,100 @@
+"""How the programs of one launch hand results to each other: tickets, arrivals, flags.
+
+Work is taken from a ticket, channel block by channel block: whatever a program waits for was started before it, by
+programs that hold a slot of the GPU already, or needs at most chunks - 1 slots more. So any launch ends on `chunks`
+free slots, whatever the size of its grid and the order in which the hardware starts it; launches on several streams
+starve each other only if together they can hold all slots while incomplete, which is ruled out where a strategy is
+chosen (configs.py). Programs wait for their own block of channels alone, never for the grid.
+
+counters (int32) are all zero before and after a launch: the next ticket, the number of finished blocks, then the
+arrivals at every block, SPACING apart so that blocks do not contend; then a flag for every chunk of every block.
+Whoever completes a count sets it back, and whoever waited for a flag takes it down.
+"""
+
+import triton
+import triton.language as tl
+
+SPACING = tl.constexpr(64)
+"""256 bytes."""
+
+
+@triton.jit
+def take_ticket(counters):
+    """The number of programs of this launch that took one before."""
+    ticket = tl.atomic_add(counters, 1, sem="relaxed")
+    if ticket == tl.num_programs(0) - 1:
+        tl.atomic_xchg(counters, 0, sem="relaxed")
+    return ticket
+
+
+@triton.jit
+def is_last(counter, expected):
+    """Whether `expected` programs are here, this one the last: it then sees all that they stored before."""
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1, sem="acq_rel") == expected - 1
+    if last:
+        tl.atomic_xchg(counter, 0, sem="relaxed")
+    return last
+
+
+@triton.jit
+def last_block(counters, blocks):
+    """Whether this is the last block of channels to be finished."""
+    return is_last(counters + SPACING, blocks)
+
+
+@triton.jit
+def last_chunk(counters, block, chunks):
+    """Whether this is the last chunk of its block to arrive."""
+    return is_last(counters + SPACING * (2 + block), chunks)
+
+
+@triton.jit
+def flags_of(counters, block, blocks, BLOCK_K: tl.constexpr):
+    """Where the flags of a block's chunks begin."""
+    return counters + SPACING * (2 + blocks) + block * BLOCK_K
+
+
+@triton.jit
+def release(counters, block, blocks, chunks, but, BLOCK_K: tl.constexpr):
+    """Raise the flags of all chunks of a block `but` one: they then see all that this program stored or saw before."""
+    tl.debug_barrier()
+    k = tl.arange(0, BLOCK_K)
+    tl.atomic_xchg(flags_of(counters, block, blocks, BLOCK_K) + k, 1, (k < chunks) & (k != but), sem="release")
+
+
+@triton.jit
+def wait(counters, block, blocks, chunk, BLOCK_K: tl.constexpr):
+    """Return when this chunk's flag is up, and take it down."""
+    flag = flags_of(counters, block, blocks, BLOCK_K) + chunk
+    raised = tl.atomic_cas(flag, 1, 0, sem="acquire")
+    while raised == 0:
+        raised = tl.atomic_cas(flag, 1, 0, sem="acquire")
+
+
+@triton.jit
+def meet(counters, block, blocks, chunk, chunks, last, BLOCK_K: tl.constexpr):
+    """Return when all chunks of a block have arrived; `last` is whether this one did so last."""
+    if last:
+        release(counters, block, blocks, chunks, chunk, BLOCK_K)
+    else:
+        wait(counters, block, blocks, chunk, BLOCK_K)
+
+
+@triton.jit
+def dataflow_item(ticket, blocks, chunks, window):
+    """Block, chunk, and whether the item is of the second half, which waits for the block's first.
+
+    A window is so many blocks. The first halves of window w + 1 come before the second halves of window w: what an item
+    waits for has a lower ticket, and the L2 still has it when it is read again. The list is as if every window were
+    full: items of blocks that do not exist do nothing.
+    """
+    size = window * chunks
+    group, item = ticket // size, ticket % size
+    windows = tl.cdiv(blocks, window)
+    second = (group > 0) & (group % 2 == 0)
+    number = tl.where(second, group // 2 - 1, (group + 1) // 2)
+    final = group == 2 * windows - 1
+    second = second | final
+    number = tl.where(final, windows - 1, number)
+    return number * window + item // chunks, item % chunks, second

@@ -1,0 +1,29 @@
+"""The gradients that follow from a channel's sums of dz and of dz (x - mean)."""
+
+import triton
+import triton.language as tl
+
+from .view import spread
+
+
+@triton.jit
+def store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x):
+    """Write dweight and dbias [BLOCK_C], each where it is wanted."""
+    if dbias is not None:
+        tl.store(dbias + c, total_dz, c < channels)
+    if dweight is not None:
+        tl.store(dweight + c, total_dz_x * invstd, c < channels)
+
+
+@triton.jit
+def input_gradient(
+    dz, deviation, scale, invstd, total_dz, total_dz_x, outer, inner,
+    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """A tile of dx from those of dz and x - mean."""
+    values = (tl.cast(outer, tl.int64) * inner).to(dz.dtype)
+    slope = -scale * invstd * invstd * (total_dz_x / values)
+    offset = -scale * (total_dz / values)
+    gradient = deviation * spread(slope, CHANNELS_LAST, FOLD, RUN, dz.shape[2])
+    gradient += spread(offset, CHANNELS_LAST, FOLD, RUN, dz.shape[2])
+    return gradient + dz * spread(scale, CHANNELS_LAST, FOLD, RUN, dz.shape[2])

@@ -1,0 +1,135 @@
+"""The configs worth considering for a geometry on a device, and the choice among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from . import counters
+from .configs import SECTOR, Config, Mode, power_of_two
+from .cost import modelled_time, places, registers_needed
+from .devices import Device
+from .geometry import Geometry
+
+MOST_MERGED = 4096
+"""Most partial results, of each kind, that a program merges in one piece."""
+
+MERGED_BY_A_THREAD = 4
+"""The same for each thread of one that holds a tile meanwhile."""
+
+SHARE_OF_SLOTS = counters.SEATS
+"""Chunks that wait for each other take at most one in so many of the places that a GPU has for programs.
+
+A launch holds chunks - 1 places at most without being able to go on (kernels/exchange.py), and no more streams than
+this ever wait at once: so one place is always free, in which one of them goes on.
+"""
+
+UNCAPPED_REGISTERS = 256
+"""Registers a thread that are reckoned with where nothing bounds them."""
+
+WARPS = (1, 2, 4, 8, 16)
+
+HELD = (8, 16, 32, 64)
+"""Elements of one tensor that a thread of a resident program holds; with more, an SM holds no more in all."""
+
+MOST_HELD = 16384
+"""Elements of one tensor that a resident program holds: with more, its warps wait for each other too often."""
+
+STREAMED = (8, 16, 32)
+"""The same where a program takes one tile after the other."""
+
+TILES_PER_CHUNK = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
+
+SECTORS = (1, 2, 4)
+"""Widths of channels-last tiles."""
+
+LARGEST_TILE = 65536
+"""Elements."""
+
+SMALL_TILE = 1024
+"""Elements that even channels of a few values are put together for."""
+
+
+def choose(geometry: Geometry, itemsize: int, mode: Mode, device: Device) -> Config:
+    """The config of least modelled time; ties go to the first."""
+    candidates = space(geometry, itemsize, mode, device)
+    return min(candidates, key=lambda config: modelled_time(geometry, config, itemsize, mode, device))
+
+
+def space(geometry: Geometry, itemsize: int, mode: Mode, device: Device) -> Iterator[Config]:
+    """Every config worth considering; never empty."""
+    for tile in tiles(geometry, itemsize):
+        for warps in WARPS:
+            config = replace(tile, num_warps=warps)
+            per_thread = config.elements // (warps * device.warp_size)
+            small = warps == 1 and per_thread < STREAMED[0]
+            if mode in ("forward", "backward") and (small or per_thread in HELD) and config.elements <= MOST_HELD:
+                config = replace(config, strategy="resident", packed=itemsize == 2 and device.backend == "cuda")
+                registers = registers_needed(config, geometry, itemsize, mode, device)
+                config = replace(config, registers=registers)
+                if may_wait(config, geometry, device):
+                    yield config
+            if small or per_thread in STREAMED:
+                yield from streamed(replace(tile, num_warps=warps), geometry, itemsize, mode, device)
+
+
+def may_wait(config: Config, geometry: Geometry, device: Device) -> bool:
+    """Whether the chunks of a block may wait for each other while they hold their places (SHARE_OF_SLOTS)."""
+    chunks = config.chunks(geometry)
+    if chunks == 1:
+        return True
+    merged = power_of_two(chunks) * config.block_c
+    if merged > min(MOST_MERGED, MERGED_BY_A_THREAD * config.num_warps * device.warp_size) or not device.concurrent:
+        return False
+    capped = config.registers if device.backend == "cuda" else UNCAPPED_REGISTERS
+    return chunks <= device.sm_count * places(config, capped, device) // SHARE_OF_SLOTS
+
+
+def streamed(config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device) -> Iterator[Config]:
+    """One sweep; or two as a dataflow, for which one place is enough, since it is one launch where "split" is two."""
+    for tiles_per_chunk in TILES_PER_CHUNK[: 1 if mode == "inference" else None]:
+        if tiles_per_chunk >= 2 * config.tiles(geometry):
+            return
+        cut = replace(config, tiles_per_chunk=tiles_per_chunk)
+        chunks = cut.chunks(geometry)
+        if mode != "inference" and power_of_two(chunks) * cut.block_c > MOST_MERGED:
+            continue
+        if mode in ("inference", "sums"):
+            yield cut
+        else:
+            slots = device.sm_count * places(cut, registers_needed(cut, geometry, itemsize, mode, device), device)
+            yield replace(cut, strategy="dataflow", window=min(cut.channel_blocks(geometry), math.ceil(slots / chunks)))
+
+
+def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:
+    """Tiles worth considering, as configs of one tile a chunk; a row of one is never shorter than a sector."""
+    sector = SECTOR // itemsize
+    if fold := geometry.fold(itemsize):
+        run = power_of_two(fold.run)
+        for block_o in powers(math.ceil(geometry.values / fold.lanes), LARGEST_TILE // run):
+            yield Config(power_of_two(fold.channels), block_o, run, lanes=fold.lanes)
+    elif geometry.channels_last:
+        widest = power_of_two(geometry.channels)
+        filling = max(SECTORS[-1] * sector, SMALL_TILE // power_of_two(geometry.values))
+        for block_c in sorted({min(width, widest) for width in (*(n * sector for n in SECTORS), filling)}):
+            yield from rows(geometry, block_c, 1)
+    else:
+        for block_c in powers(geometry.channels, LARGEST_TILE):
+            yield from rows(geometry, block_c, min(4 * sector, power_of_two(geometry.inner)))
+
+
+def rows(geometry: Geometry, block_c: int, least: int) -> Iterator[Config]:
+    """Tiles of so many channels; of several only if they are whole or the fast axis."""
+    for block_i in powers(geometry.inner, LARGEST_TILE // block_c):
+        if block_i < least:
+            continue
+        height = geometry.outer_size if block_i >= geometry.inner else 1
+        for block_o in powers(height, LARGEST_TILE // block_c // block_i):
+            if block_c == 1 or geometry.channels_last or block_o * block_i >= geometry.values:
+                yield Config(block_c, block_o, block_i)
+
+
+def powers(size: int, most: int) -> Iterator[int]:
+    """Powers of two up to the first that is not below size, none above `most`."""
+    return (1 << bit for bit in range(power_of_two(size).bit_length()) if 1 << bit <= most)
