@@ -12,7 +12,7 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 import tritonbn
-from tritonbn import configs, launch, plan, sample_configs, sample_plan
+from tritonbn import configs, functional, launch, plan, sample_configs, sample_plan
 
 if launch.INTERPRETED:
     collect_ignore = ["compiled"]
@@ -43,8 +43,7 @@ def cut(monkeypatch):
     """cut(block_c, block_o, block_i, tiles_per_chunk, ...) makes every plan use that config."""
 
     def clear() -> None:
-        for planned in (plan.forward_plan, plan.inference_plan, plan.backward_plan):
-            planned.cache_clear()
+        functional._cases.clear()
 
     def choose(*sizes: int, **options: object) -> None:
         monkeypatch.setattr(plan, "choose", lambda *_: configs.Config(*sizes, **options))

@@ -96,7 +96,7 @@ def test_the_choice_of_a_config_is_sane(shape, mode):
     geometry = describe(shape, 1, strides, strides)
     for itemsize in (2, 4, 8):
         for device in (devices.named("H100"), devices.named("T4"), devices.named("MI300X"), devices.INTERPRETER):
-            config = space.choose(geometry, itemsize, mode, device)
+            config = space.choose(geometry, itemsize, mode, device, counters.SHARE)
             chunks = config.chunks(geometry)
             assert math.isfinite(cost.modelled_time(geometry, config, itemsize, mode, device))
             assert config == configs.fitted(config, geometry, itemsize)
@@ -111,33 +111,69 @@ def test_the_choice_of_a_config_is_sane(shape, mode):
 SHAPES = [(32, 64, 56, 56), (6272, 96), (4096, 512), (50176, 8), (1, 1, 2**20), (32, 320, 7, 7), (2, 2, 544, 544)]
 
 
+def every_config(shape, mode, device, share):
+    """The space of configs for contiguous float16 tensors, with the places that the GPU has for programs of each."""
+    geometry = describe(shape, 1, *[torch.empty(shape, device="meta").stride()] * 3)
+    for config in space.space(geometry, 2, mode, device, share):
+        registers = config.registers or cost.registers_needed(config, geometry, 2, mode, device)
+        yield config, config.chunks(geometry), cost.places(config, registers, device)
+
+
+SHARES = {counters.SHARE: counters.SEATS, counters.CAPTURED_SHARE: counters.REPLAYS}
+"""Of each share, how many launches can be under way at once."""
+
+
 @pytest.mark.parametrize("mode", ["forward", "backward"])
 @pytest.mark.parametrize("device", [*devices.TABLE, replace(devices.TABLE[0], sm_count=10)], ids=lambda d: d.name)
 def test_programs_that_wait_leave_a_place_free(device, mode):
-    """As many launches as streams may wait, each short of its last chunk, do not fill the GPU."""
-    for shape in SHAPES:
-        geometry = describe(shape, 1, *[torch.empty(shape, device="meta").stride()] * 3)
-        for config in space.space(geometry, 2, mode, device):
-            if config.strategy == "resident" and config.chunks(geometry) > 1:
-                registers = config.registers if device.backend == "cuda" else 256
-                places = device.sm_count * cost.places(config, registers, device)
-                assert counters.SEATS * (config.chunks(geometry) - 1) < places
-                assert config.tiles_per_chunk == 1
+    """As many launches as can be under way, each short of its last chunk, leave room for a program of any of them."""
+    held, waiting = 0.0, 0
+    for share, launches in SHARES.items():
+        largest = 0.0
+        for shape in SHAPES:
+            for config, chunks, per_sm in every_config(shape, mode, device, share):
+                if config.strategy == "resident" and chunks > 1 and not config.at_once:
+                    waiting += 1
+                    assert per_sm >= counters.FRACTION
+                    assert config.tiles_per_chunk == 1
+                    largest = max(largest, (chunks - 1) / (per_sm * device.sm_count))
+        held += launches * largest
+    assert waiting
+    assert held <= 1 - 1 / counters.FRACTION
+
+
+@pytest.mark.parametrize("share", [0, *SHARES])
+def test_programs_that_run_at_once_all_fit(share):
+    """A cooperative launch is no larger than the GPU, and a block's chunks are not more than its programs."""
+    found = 0
+    for device in (*devices.TABLE, replace(devices.TABLE[0], sm_count=10)):
+        for shape in SHAPES:
+            for config, chunks, per_sm in every_config(shape, "forward", device, share):
+                if config.at_once:
+                    found += 1
+                    assert config.strategy == "resident"
+                    assert 1 < chunks <= config.at_once <= per_sm * device.sm_count
+    assert found
 
 
 def test_programs_wait_only_where_they_run_side_by_side():
+    alone = replace(devices.named("H100"), concurrent=False)
     for shape in SHAPES:
-        geometry = describe(shape, 1, *[torch.empty(shape, device="meta").stride()] * 3)
-        for config in space.space(geometry, 2, "forward", devices.without_waiting(devices.named("H100"))):
-            assert config.strategy != "resident" or config.chunks(geometry) == 1
+        for config, chunks, _ in every_config(shape, "forward", alone, counters.SHARE):
+            assert config.strategy != "resident" or chunks == 1
+        for config, chunks, _ in every_config(shape, "forward", devices.named("H100"), 0):
+            assert config.strategy != "resident" or chunks == 1 or config.at_once
 
 
 def test_only_so_many_streams_may_wait(monkeypatch):
     streams = iter([*range(5), *range(5)])
     monkeypatch.setattr(counters, "_seated", {})
     monkeypatch.setattr(counters, "current_stream", lambda device: next(streams))
-    device = torch.device("cuda", 0)
-    assert [counters.may_wait(device) for _ in range(10)] == [True, True, True, False, False] * 2
+    device, share = torch.device("cuda", 0), counters.SHARE
+    monkeypatch.setattr(counters, "capturing", lambda device: False)
+    assert [counters.share(device) for _ in range(10)] == [share, share, 0, 0, 0] * 2
+    monkeypatch.setattr(counters, "capturing", lambda device: True)
+    assert counters.share(device) == counters.CAPTURED_SHARE
 
 
 def test_a_device_is_described_by_its_driver():

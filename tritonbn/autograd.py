@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,40 +10,28 @@ from torch import Tensor
 
 from . import aten, plan, sample_plan
 from .launch import walkable
+from .plan import Case, State
 
 
 def batch_norm(
+    case: Case,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
-    training: bool,
-    momentum: float | Tensor | None,
-    eps: float,
-    axis: int,
-    correction: int,
-    activation: str | None,
-    slope: float,
+    state: State,
 ) -> Tensor:
     """y from the kernels, attached to the autograd graph where a gradient can be asked for."""
-    x = walkable(x, axis)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
-        return BatchNorm.apply(
-            x, weight, bias, residual, running_mean, running_var, num_batches_tracked,
-            training, momentum, eps, axis, correction, activation, slope,
-        )  # fmt: skip
-    if training:
-        return plan.training_forward(
-            x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis, correction,
-            residual, activation, slope, keep_signs=False,
-        )[0]  # fmt: skip
-    return plan.inference(
-        x, weight, bias, running_mean, running_var, eps, axis, residual, activation, slope,
-        keep_statistics=False, keep_signs=False,
-    )[0]  # fmt: skip
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    ):
+        return apply(x, weight, bias, residual, case, state)
+    if case.training:
+        return plan.training_forward(case, x, weight, bias, residual, state, keeps_signs=False)[0]
+    return plan.inference(case, x, weight, bias, residual, state, keeps_statistics=False, keeps_signs=False)[0]
 
 
 class BatchNorm(torch.autograd.Function):
@@ -59,66 +48,51 @@ class BatchNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        num_batches_tracked: Tensor | None,
-        training: bool,
-        momentum: float | Tensor | None,
-        eps: float,
-        axis: int,
-        correction: int,
-        activation: str | None,
-        slope: float,
+        case: Case,
+        state: State,
     ) -> Tensor:
-        keep_signs = residual is not None and activation in ("relu", "leaky_relu")
-        if training:
-            y, statistics, signs = plan.training_forward(
-                x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, axis, correction,
-                residual, activation, slope, keep_signs,
-            )  # fmt: skip
+        keeps_signs = residual is not None and case.activation in ("relu", "leaky_relu")
+        if case.training:
+            y, statistics, signs = plan.training_forward(case, x, weight, bias, residual, state, keeps_signs)
         else:
-            y, statistics, signs = plan.inference(
-                x, weight, bias, running_mean, running_var, eps, axis, residual, activation, slope, True, keep_signs
-            )
-        recomputes = activation is not None and not keep_signs
-        ctx.save_for_backward(
-            x, weight, statistics, signs, bias if recomputes else None, residual if recomputes else None
-        )
-        ctx.bias_form = None if bias is None else (bias.shape, bias.dtype)
-        ctx.training = training
-        ctx.eps = eps
-        ctx.axis = axis
-        ctx.activation = activation
-        ctx.slope = slope
+            y, statistics, signs = plan.inference(case, x, weight, bias, residual, state, True, keeps_signs)
+        if case.activation is None or keeps_signs:
+            ctx.save_for_backward(x, weight, statistics, signs)
+        else:
+            ctx.save_for_backward(x, weight, statistics, signs, bias, residual)
+        ctx.case = case
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, statistics, signs, bias, residual = ctx.saved_tensors
-        wants_dx, wants_dweight, wants_dbias, wants_dresidual = ctx.needs_input_grad[:4]
+        case = ctx.case
+        x, weight, statistics, signs, *recomputed = ctx.saved_tensors
+        bias, residual = recomputed or (None, None)
+        wants_dx, wants_dweight, wants_dbias, wants_dresidual, _, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             dz = dy
-            if ctx.activation is not None:
-                dz = dy * activation_slope(ctx, x, weight, bias, residual, statistics, signs)
-            dx, dweight, dbias = differentiable_backward(x, dz, weight, statistics, ctx.training, ctx.eps, ctx.axis)
+            if case.activation is not None:
+                dz = dy * activation_slope(case, x, weight, bias, residual, statistics, signs)
+            dx, dweight, dbias = differentiable_backward(x, dz, weight, statistics, case.training, case.eps, case.axis)
             dweight = dweight.to(weight.dtype).view_as(weight) if wants_dweight else None
-            dbias = dbias.to(ctx.bias_form[1]).view(ctx.bias_form[0]) if wants_dbias else None
-            return dx, dweight, dbias, dz.to(dy.dtype) if wants_dresidual else None, *[None] * 10
+            dbias = dbias.to(case.bias_dtype) if wants_dbias else None
+            return dx, dweight, dbias, dz.to(dy.dtype) if wants_dresidual else None, None, None
         dx = torch.empty_like(x) if wants_dx else None
         dresidual = dy if wants_dresidual else None
-        separate = torch.empty_like(x) if wants_dresidual and ctx.activation is not None else None
+        separate = torch.empty_like(x) if wants_dresidual and case.activation is not None else None
         dweight = torch.empty_like(weight) if wants_dweight else None
-        dbias = x.new_empty(ctx.bias_form[0], dtype=ctx.bias_form[1]) if wants_dbias else None
+        dbias = case.empty_vector(case.bias_dtype) if wants_dbias else None
         if not (dx is separate is dweight is dbias is None):
-            plan.backward(
-                x, dy, weight, bias, statistics, residual, signs, ctx.training, ctx.axis, ctx.activation, ctx.slope,
-                dx, separate, dweight, dbias,
-            )  # fmt: skip
-        return dx, dweight, dbias, dresidual if separate is None else separate, *[None] * 10
+            plan.backward(case, x, dy, weight, bias, statistics, residual, signs, dx, separate, dweight, dbias)
+        return dx, dweight, dbias, dresidual if separate is None else separate, None, None
+
+
+apply = super(torch.autograd.Function, BatchNorm).apply
+"""Function.apply looks for torch.func's transforms first, which never get here: backends.uses_kernels."""
 
 
 def activation_slope(
-    ctx: Any,
+    case: Case,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -127,17 +101,16 @@ def activation_slope(
     signs: Tensor | None,
 ) -> Tensor:
     """The activation's derivative at every element; silu's can be differentiated again, others are constant."""
-    if ctx.activation != "silu":
+    if case.activation != "silu":
         slope = torch.empty_like(x)
-        ones = torch.ones_like(x)
+        given = replace(case, training=False, plans={})
         with torch.no_grad():
             plan.backward(
-                x, ones, weight, bias, statistics, residual, signs, False, ctx.axis, ctx.activation, ctx.slope,
-                None, slope, None, None,
-            )  # fmt: skip
+                given, x, torch.ones_like(x), weight, bias, statistics, residual, signs, None, slope, None, None
+            )
         return slope
-    z = normalized(x, statistics, ctx.training, ctx.eps, ctx.axis)[0]
-    along_channels = [-1 if d == ctx.axis else 1 for d in range(x.dim())]
+    z = normalized(x, statistics, case.training, case.eps, case.axis)[0]
+    along_channels = [-1 if d == case.axis else 1 for d in range(x.dim())]
     if weight is not None:
         z = z * weight.view(along_channels)
     if bias is not None:

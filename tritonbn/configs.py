@@ -41,6 +41,8 @@ class Config:
     """Whether a resident program keeps 16-bit tiles as they are, instead of the converted values (CUDA alone)."""
     lanes: int = 0
     """Elements of a channel in a folded run, 0 for plain tiles."""
+    at_once: int = 0
+    """Programs that the GPU has to run all at once, each taking chunk after chunk; 0 for one a chunk, in any order."""
 
     def tiles(self, geometry: Geometry) -> int:
         """Tiles of one block of channels."""

@@ -34,6 +34,9 @@ STREAMED_ELEMENT = {"forward": 1.25, "inference": 1.0, "backward": 3.6, "sums": 
 
 MOST_REGISTERS = 255
 
+RESERVED_SHARED = 1024
+"""Bytes of shared memory that CUDA keeps of every program."""
+
 LATENCY = 0.7e-6
 """Seconds from a program's start until it moves bytes at full speed, and at its end."""
 
@@ -105,7 +108,17 @@ def registers_needed(config: Config, geometry: Geometry, itemsize: int, mode: Mo
 def places(config: Config, registers: int, device: Device) -> int:
     """How many programs an SM holds at once."""
     threads = config.num_warps * device.warp_size
-    return min(device.registers // (8 * math.ceil(registers / 8) * threads), device.threads // threads, device.programs)
+    return min(
+        device.registers // (8 * math.ceil(registers / 8) * threads),
+        device.threads // threads,
+        device.programs,
+        device.shared_bytes // shared_needed(config),
+    )
+
+
+def shared_needed(config: Config) -> int:
+    """Bytes of shared memory that suffice for a program, with what CUDA takes for itself."""
+    return RESERVED_SHARED + 8 * max(config.block_i if config.lanes else config.block_c * config.num_warps, 64)
 
 
 def modelled_time(geometry: Geometry, config: Config, itemsize: int, mode: Mode, device: Device) -> float:

@@ -18,8 +18,24 @@ from .devices import INTERPRETED
 LEAST = 4096
 """Numbers of the smallest buffer: 16 KiB."""
 
-SEATS = 3
-"""Streams of a device on which programs may wait for each other while they hold registers; on others they never do."""
+SEATS = 2
+"""Streams of a device on which programs may wait for such as have not started; on others they never do."""
+
+SHARE = 3
+"""On each of these, chunks that wait for each other take at most one in so many of the places that a GPU has."""
+
+REPLAYS = 4
+"""Graphs with programs that wait which may be replayed at once, on whatever streams."""
+
+CAPTURED_SHARE = 48
+"""The same share in each of them."""
+
+FRACTION = 4
+"""A program that waits takes at most one in so many parts of an SM.
+
+All such launches that can be under way at once hold 2/3 + 4/48 = 3/4 of the places of a GPU while none can go on, so
+that on some SM a fourth is free: enough for a program of any of them, and that one goes on.
+"""
 
 _seated: dict[torch.device, list[int]] = {}
 
@@ -48,12 +64,16 @@ def take(device: torch.device, size: int) -> Tensor:
     return kept
 
 
-def may_wait(device: torch.device) -> bool:
-    """Whether the device's current stream is one of the first that asked."""
+def share(device: torch.device) -> int:
+    """SHARE on a stream that is one of the first that asked, CAPTURED_SHARE in a capture, 0 where nobody may wait."""
+    if capturing(device):
+        return CAPTURED_SHARE
     seated, stream = _seated.setdefault(device, []), current_stream(device)
-    if stream not in seated and len(seated) < SEATS:
+    if stream not in seated:
+        if len(seated) >= SEATS:
+            return 0
         seated.append(stream)
-    return stream in seated
+    return SHARE
 
 
 def forget() -> None:

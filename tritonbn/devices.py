@@ -34,6 +34,8 @@ class Device:
     """Of the memory, bytes a second."""
     clock: float
     """Of the SMs under load, in hertz."""
+    shared_bytes: int
+    """Of shared memory, an SM."""
     registers: int = 65536
     """32-bit registers an SM."""
     warp_size: int = 32
@@ -47,18 +49,18 @@ class Device:
 
 
 TABLE = (
-    Device("V100", "sm_70", 80, 2048, 32, 6 << 20, 0.90e12, 1.53e9),
-    Device("T4", "sm_75", 40, 1024, 16, 4 << 20, 0.32e12, 1.59e9),
-    Device("A100", "sm_80", 108, 2048, 32, 40 << 20, 2.04e12, 1.41e9),
-    Device("RTX 3090", "sm_86", 82, 1536, 16, 6 << 20, 0.94e12, 1.70e9),
-    Device("RTX 4090", "sm_89", 128, 1536, 24, 72 << 20, 1.01e12, 2.52e9),
-    Device("H100", "sm_90", 132, 2048, 32, 50 << 20, 3.35e12, 1.83e9),
-    Device("B200", "sm_100", 148, 2048, 32, 126 << 20, 8.0e12, 1.85e9),
-    Device("RTX 5090", "sm_120", 170, 1536, 24, 96 << 20, 1.79e12, 2.41e9),
-    Device("MI250X", "gfx90a", 110, 2048, 32, 8 << 20, 1.6e12, 1.7e9, registers=131072, warp_size=64),
-    Device("MI300X", "gfx942", 304, 2048, 32, 4 << 20, 5.3e12, 2.1e9, registers=131072, warp_size=64),
-    Device("MI355X", "gfx950", 256, 2048, 32, 4 << 20, 8.0e12, 2.4e9, registers=131072, warp_size=64),
-    Device("RX 7900 XTX", "gfx1100", 96, 1024, 32, 6 << 20, 0.96e12, 2.5e9, registers=98304),
+    Device("V100", "sm_70", 80, 2048, 32, 6 << 20, 0.90e12, 1.53e9, 96 << 10),
+    Device("T4", "sm_75", 40, 1024, 16, 4 << 20, 0.32e12, 1.59e9, 64 << 10),
+    Device("A100", "sm_80", 108, 2048, 32, 40 << 20, 2.04e12, 1.41e9, 164 << 10),
+    Device("RTX 3090", "sm_86", 82, 1536, 16, 6 << 20, 0.94e12, 1.70e9, 100 << 10),
+    Device("RTX 4090", "sm_89", 128, 1536, 24, 72 << 20, 1.01e12, 2.52e9, 100 << 10),
+    Device("H100", "sm_90", 132, 2048, 32, 50 << 20, 3.35e12, 1.83e9, 228 << 10),
+    Device("B200", "sm_100", 148, 2048, 32, 126 << 20, 8.0e12, 1.85e9, 228 << 10),
+    Device("RTX 5090", "sm_120", 170, 1536, 24, 96 << 20, 1.79e12, 2.41e9, 100 << 10),
+    Device("MI250X", "gfx90a", 110, 2048, 32, 8 << 20, 1.6e12, 1.7e9, 64 << 10, registers=131072, warp_size=64),
+    Device("MI300X", "gfx942", 304, 2048, 32, 4 << 20, 5.3e12, 2.1e9, 64 << 10, registers=131072, warp_size=64),
+    Device("MI355X", "gfx950", 256, 2048, 32, 4 << 20, 8.0e12, 2.4e9, 160 << 10, registers=131072, warp_size=64),
+    Device("RX 7900 XTX", "gfx1100", 96, 1024, 32, 6 << 20, 0.96e12, 2.5e9, 64 << 10, registers=98304),
 )
 """One GPU for each architecture, from the makers' data sheets; a MI250X is one of its two dies."""
 
@@ -91,21 +93,17 @@ def assume(device: str | Device | None = None, **fields: Any) -> Iterator[Device
         _assumed.reset(token)
 
 
-@lru_cache(maxsize=64)
-def without_waiting(device: Device) -> Device:
-    """The same device, for launches whose programs must not count on running side by side."""
-    return replace(device, concurrent=False)
+def planned_for() -> Any:
+    """What `current` depends on beside the device that is current: the one that is assumed, or Triton's driver."""
+    return _assumed.get() or (INTERPRETER if INTERPRETED else triton.runtime.driver.active)
 
 
-def current() -> Device:
-    """The GPU that Triton launches on, or the one that is assumed."""
-    assumed = _assumed.get()
-    if assumed is not None:
-        return assumed
-    if INTERPRETED:
-        return INTERPRETER
-    driver = triton.runtime.driver.active
-    return described(driver, driver.get_current_device())
+def current(index: int | None = None) -> Device:
+    """The GPU of this number, or that Triton launches on, unless another one is assumed."""
+    source = planned_for()
+    if isinstance(source, Device):
+        return source
+    return described(source, source.get_current_device() if index is None else index)
 
 
 @lru_cache(maxsize=64)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from . import aten, autograd
+from . import aten, autograd, devices
 from .backends import uses_kernels
-from .launch import statistics_dtype
+from .launch import dense, dense_strides, statistics_dtype, walkable
+from .plan import Case
 
 Activation = Literal["relu", "leaky_relu", "silu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
@@ -74,30 +75,114 @@ def batch_norm(
 
     Every error is raised before a buffer is touched.
     """
-    check_batch(input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction)
-    check_epilogue(input, residual, activation, momentum, num_batches_tracked)
-    if axis < 0:
-        axis += input.dim()
-    counter = num_batches_tracked if training else None
-    by_kernels = input.numel() > 0 and uses_kernels(input)
-    counts_here = counter is not None and not (by_kernels and counter.device == input.device)
-    if counts_here and momentum is None:
-        momentum = 1.0 / (counter + 1).to(input.device, statistics_dtype(input.dtype))
-    if not by_kernels:
-        y = aten.fused(
-            input, running_mean, running_var, weight, bias, training, 0.0 if momentum is None else momentum,
-            float(eps), axis, correction, residual, activation, negative_slope,
+    case = None
+    if isinstance(input, Tensor) and uses_kernels(input):
+        try:
+            key = (
+                devices.planned_for(), training, momentum.__class__, eps, axis, correction, activation,
+                negative_slope, input.is_neg(), form(input), form(weight), form(bias), form(running_mean),
+                form(running_var), form(residual), form(num_batches_tracked),
+                form(momentum) if isinstance(momentum, Tensor) else None,
+            )  # fmt: skip
+            case = _cases.get(key)
+        except (AttributeError, RuntimeError, TypeError):
+            pass  # something is no tensor, or has no strides: which one, the checks below will say
+    if case is None or (running_mean is not None and (running_mean.requires_grad or running_var.requires_grad)):
+        given = Arguments(
+            input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction,
+            residual, activation, negative_slope, num_batches_tracked,
         )  # fmt: skip
-    else:
-        if momentum is not None and not isinstance(momentum, Tensor):
-            momentum = float(momentum)
-        if momentum is None and counter is None:
-            momentum = 0.0
-        y = autograd.batch_norm(
-            input, weight, bias, residual, running_mean, running_var, None if counts_here else counter,
-            training, momentum, float(eps), axis, correction, activation, float(negative_slope),
-        )  # fmt: skip
-    if counts_here:
+        check(given)
+        if input.numel() == 0 or not uses_kernels(input):
+            return by_aten(given)
+        x = walkable(input, axis % input.dim())
+        if x is not input:
+            return batch_norm(x, **{name: value for name, value in given._asdict().items() if name != "input"})
+        case = _cases[key] = case_of(given)
+    if not case.counts_elsewhere:
+        state = running_mean, running_var, num_batches_tracked, momentum
+        return autograd.batch_norm(case, input, weight, bias, residual, state)
+    if momentum is None:
+        momentum = average_factor(num_batches_tracked, input)
+    y = autograd.batch_norm(case, input, weight, bias, residual, (running_mean, running_var, None, momentum))
+    num_batches_tracked.add_(1)
+    return y
+
+
+class Arguments(NamedTuple):
+    """What batch_norm was given."""
+
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    training: bool
+    momentum: float | Tensor | None
+    eps: float
+    axis: int
+    correction: int
+    residual: Tensor | None
+    activation: str | None
+    negative_slope: float
+    num_batches_tracked: Tensor | None
+
+
+_cases: dict[tuple[Any, ...], Case] = {}
+"""By all that the checks and the plans depend on: what is found here was checked."""
+
+MOST_CASES = 4096
+
+
+def form(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    """Of a tensor all that checks and plans depend on, beside lazy negation."""
+    if tensor is None:
+        return None
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def case_of(given: Arguments) -> Case:
+    """What all calls like this one have in common."""
+    while len(_cases) >= MOST_CASES:
+        _cases.pop(next(iter(_cases)), None)
+    x, counter = given.input, given.num_batches_tracked
+    counts_elsewhere = given.training and counter is not None and counter.device != x.device
+    vectors = given.running_mean, given.running_var, given.weight, given.bias
+    return Case(
+        device=devices.current(x.device.index),
+        place=x.device,
+        shape=x.shape,
+        dtype=x.dtype,
+        x=x.stride(),
+        like=dense_strides(x),
+        axis=given.axis % x.dim(),
+        training=given.training,
+        correction=given.correction,
+        cumulative=given.momentum is None and counter is not None and not counts_elsewhere,
+        counts_elsewhere=counts_elsewhere,
+        eps=float(given.eps),
+        activation=given.activation,
+        slope=float(given.negative_slope),
+        bias_dtype=None if given.bias is None else given.bias.dtype,
+        dense=all(dense(v) is v and v.stride() == (1,) for v in vectors if v is not None),
+    )
+
+
+def average_factor(counter: Tensor, input: Tensor) -> Tensor:
+    """The weight of the next batch in the average of all, on the input's device."""
+    return 1.0 / (counter + 1).to(input.device, statistics_dtype(input.dtype))
+
+
+def by_aten(given: Arguments) -> Tensor:
+    """The same by torch's own operations."""
+    x, counter, momentum = given.input, given.num_batches_tracked, given.momentum
+    if momentum is None:
+        momentum = average_factor(counter, x) if given.training else 0.0
+    y = aten.fused(
+        x, given.running_mean, given.running_var, given.weight, given.bias, given.training, momentum, float(given.eps),
+        given.axis % max(1, x.dim()), given.correction, given.residual, given.activation, given.negative_slope,
+    )  # fmt: skip
+    if given.training and counter is not None:
         counter.add_(1)
     return y
 
@@ -140,6 +225,14 @@ def check_input(function: str, input: Tensor) -> None:
         raise NotImplementedError(f"{function}: expected a strided input, got {input.layout}")
 
 
+def check(given: Arguments) -> None:
+    """Raise unless batch_norm can be computed, before anything is computed or changed."""
+    check_batch(*given[:10])
+    check_epilogue(
+        given.input, given.residual, given.activation, given.negative_slope, given.momentum, given.num_batches_tracked
+    )
+
+
 def check_batch(
     input: Tensor,
     running_mean: Tensor | None,
@@ -156,6 +249,8 @@ def check_batch(
     check_input("batch_norm", input)
     if not -input.dim() <= axis < input.dim() and not (input.dim() == axis == 1 and input.numel() == 0):
         raise RuntimeError(f"batch_norm: expected input to have an axis {axis} of channels, got {tuple(input.shape)}")
+    if not isinstance(eps, Real):
+        raise TypeError(f"batch_norm: expected eps to be a number, got {type(eps).__name__}")
     if correction not in (0, 1):
         raise ValueError(f"batch_norm: expected correction to be 0 or 1, got {correction}")
     if eps < 0 or (training and eps == 0):
@@ -196,10 +291,13 @@ def check_epilogue(
     input: Tensor,
     residual: Tensor | None,
     activation: str | None,
+    negative_slope: float,
     momentum: float | Tensor | None,
     num_batches_tracked: Tensor | None,
 ) -> None:
     """Raise unless what follows the normalization can be done, and batches can be counted."""
+    if not isinstance(negative_slope, Real):
+        raise TypeError(f"batch_norm: expected negative_slope to be a number, got {type(negative_slope).__name__}")
     if activation is not None and activation not in ACTIVATIONS:
         names = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"batch_norm: expected activation to be None, {names}, got {activation!r}")

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 from . import counters
 from .devices import INTERPRETED as INTERPRETED
 from .geometry import MOST_AXES, Geometry, describable
+
+POINTER_ALIGNMENT = 16
+"""Bytes by which Triton tells kernels apart: accesses of full width need it of every pointer."""
+
+TAKES_CONSTEXPRS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
+"""Whether a compiled kernel is given its constexprs too, which it ignores."""
+
+HOOKS = triton.knobs.runtime if hasattr(triton, "knobs") else CompiledKernel
+"""Where Triton keeps what it calls at every launch: on the kernels before Triton 3.4."""
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -22,7 +33,8 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def walkable(x: Tensor, axis: int) -> Tensor:
     """x itself, unless it is a lazy negation or has more axes that cannot be merged than a geometry holds."""
-    x = x.resolve_neg()
+    if x.is_neg():
+        x = x.resolve_neg()
     if x.dim() > MOST_AXES and not describable(x.shape, axis, x.stride(), dense_strides(x)):
         return x.contiguous()
     return x
@@ -30,7 +42,8 @@ def walkable(x: Tensor, axis: int) -> Tensor:
 
 def walkable_beside(x: Tensor, axis: int, dy: Tensor) -> Tensor:
     """dy itself, unless it is a lazy negation or its axes and x's cannot be merged together; then dy as y lies."""
-    dy = dy.resolve_neg()
+    if dy.is_neg():
+        dy = dy.resolve_neg()
     if x.dim() > MOST_AXES and not describable(x.shape, axis, x.stride(), dy.stride(), dense_strides(x)):
         return torch.empty_like(x).copy_(dy)
     return dy
@@ -43,7 +56,9 @@ def dense_strides(x: Tensor) -> tuple[int, ...]:
 
 def dense(vector: Tensor | None) -> Tensor | None:
     """The kernels read vectors of channels with stride 1."""
-    return None if vector is None else vector.contiguous().resolve_neg()
+    if vector is None or (vector.is_contiguous() and not vector.is_neg()):
+        return vector
+    return vector.contiguous().resolve_neg()
 
 
 class Tile(Protocol):
@@ -80,9 +95,20 @@ def steps(geometry: Geometry, residual_last: bool = False) -> tuple[int, ...]:
     return tuple(step for tensor in strides for step in tensor)
 
 
+Kinds = tuple[torch.dtype | None, ...]
+
+
+def kinds(*tensors: Tensor | None) -> Kinds:
+    """What a compiled kernel has to be told apart by beside the geometry: dtypes, and which of its tensors are None."""
+    return tuple(None if tensor is None else tensor.dtype for tensor in tensors)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The launches of one kernel for one geometry: everything but the tensors and the scalars."""
+    """The launches of one kernel for one geometry: everything but the tensors and the scalars.
+
+    A plan is given arguments of one and the same `kinds` all its life, so that Triton has to look at them but once.
+    """
 
     kernel: Any
     sizes: tuple[int, ...]
@@ -93,35 +119,79 @@ class Plan:
     """The shape of a workspace for partial results; () if there are none."""
     counted: int = 0
     """How many counters the programs need."""
+    waits: bool = False
+    """Whether programs wait for such as may not have started yet."""
     sign_bytes: int = 0
     """Room for one bit an element."""
+    compiled: dict[Any, list[tuple[Any, ...]]] = field(default_factory=dict, compare=False)
+    """For each launch what `first_launch` returned, by driver, device and alignment."""
+
+    @cached_property
+    def specialized(self) -> tuple[int, ...]:
+        """Which arguments may begin anywhere in memory and are read by wide accesses where they begin well."""
+        return tuple(position for position, name in enumerate(self.kernel.arg_names) if name in ("x", "dy", "residual"))
 
     def workspace(self, x: Tensor) -> Tensor | None:
         """Room for the partial results, on x's device."""
         return x.new_empty(self.partials, dtype=statistics_dtype(x.dtype)) if self.partials else None
 
-    def counters(self, x: Tensor) -> Tensor | None:
-        """Zeros by which programs count each other, on x's device."""
-        return counters.take(x.device, self.counted) if self.counted else None
+    def exchange(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The same, and zeros by which programs count each other."""
+        return self.workspace(x), counters.take(x.device, self.counted)
 
     def signs(self, x: Tensor) -> Tensor:
         """Room for one bit for every element of x."""
         return x.new_empty(self.sign_bytes, dtype=torch.uint8)
 
-    def run(self, device: torch.device, *arguments: Tensor | float | None) -> None:
-        """Launch the kernel, once or several times, on the tensors' device."""
-        with on_device(device):
-            try:
+    def run(self, place: torch.device, *arguments: Tensor | float | None) -> None:
+        """Launch the kernel, once or several times, on the tensors' device.
+
+        The first time through Triton, which may have to compile; after that what it compiled, which takes a tenth of
+        the time.
+        """
+        try:
+            if INTERPRETED:
                 for grid, keywords in self.launches:
                     self.kernel[grid](*arguments, *self.sizes, **keywords)
-            except BaseException:
-                counters.forget()
-                raise
+                return
+            driver = triton.runtime.driver.active
+            device = driver.get_current_device()
+            if place.index not in (None, device) and place.type in ("cuda", "xpu"):
+                with torch.get_device_module(place).device(place.index):
+                    return self.run(place, *arguments)
+            odd = 0
+            for position in self.specialized:
+                if arguments[position] is not None:
+                    odd |= arguments[position].data_ptr()
+            key = driver, device, odd % POINTER_ALIGNMENT and self.misaligned(arguments)
+            ready = self.compiled.get(key)
+            if ready is None:
+                self.compiled[key] = [self.first_launch(arguments, *launch) for launch in self.launches]
+                return
+            stream = driver.get_current_stream(device)
+            for kernel, grid, run, handles, rest in ready:
+                if is_watched():
+                    kernel[grid](*arguments, *rest, stream=stream)
+                else:
+                    run(*grid, stream, *handles, None, None, None, *arguments, *rest)
+        except BaseException:
+            counters.forget()
+            raise
+
+    def misaligned(self, arguments: tuple[Tensor | float | None, ...]) -> tuple[bool, ...]:
+        """Which of the specialized tensors do not begin where the widest accesses can."""
+        tensors = [arguments[position] for position in self.specialized]
+        return tuple(t is not None and t.data_ptr() % POINTER_ALIGNMENT != 0 for t in tensors)
+
+    def first_launch(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> tuple[Any, ...]:
+        """Compile if need be, and launch; what it takes to launch again: the last is what follows the arguments."""
+        compiled = self.kernel[grid](*arguments, *self.sizes, **keywords)
+        names = [p.name for p in self.kernel.params if p.is_constexpr and TAKES_CONSTEXPRS]
+        rest = (*self.sizes, *(keywords[name] for name in names))
+        return compiled, (*grid, 1, 1), compiled.run, (compiled.function, compiled.packed_metadata), rest
 
 
-def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which `device` is the one that Triton launches on."""
-    if device.type not in ("cuda", "xpu"):
-        return nullcontext()
-    module = torch.get_device_module(device)
-    return nullcontext() if module.current_device() == device.index else module.device(device.index)
+def is_watched() -> bool:
+    """Whether somebody, such as a profiler, has asked Triton to be called at every launch."""
+    enter, leave = HOOKS.launch_enter_hook, HOOKS.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import counters, devices
-from .configs import Config, fitted, power_of_two, sign_group
+from .configs import Config, Mode, fitted, power_of_two, sign_group
 from .devices import Device
 from .geometry import Geometry, describe
 from .kernels import (
@@ -20,80 +22,152 @@ from .kernels import (
     resident_forward_kernel,
 )
 from .kernels.exchange import SPACING
-from .launch import Plan, dense, dense_strides, statistics_dtype, steps, tile_keywords, walkable_beside
+from .launch import Plan, dense, statistics_dtype, steps, tile_keywords, walkable_beside
 from .space import choose
+
+Strides = tuple[int, ...]
+
+State = tuple[Tensor | None, Tensor | None, Tensor | None, float | Tensor | None]
+"""running_mean and running_var (C,), num_batches_tracked (), and the batch's weight."""
+
+
+@dataclass(eq=False)
+class Case:
+    """All calls that differ in nothing but the contents of tensors: what they have in common, and their plans."""
+
+    device: Device
+    place: torch.device
+    """Where the tensors are."""
+    shape: torch.Size
+    dtype: torch.dtype
+    x: Strides
+    """How x lies."""
+    like: Strides
+    """How y, dx and dresidual lie."""
+    axis: int
+    training: bool
+    correction: int
+    cumulative: bool
+    """Whether a batch weighs as much as each one before it."""
+    counts_elsewhere: bool
+    """Whether batches are counted on another device."""
+    eps: float
+    activation: str | None
+    slope: float
+    bias_dtype: torch.dtype | None
+    dense: bool
+    """Whether all vectors lie as the kernels read them; lazy negations do not, and have other strides."""
+    plans: dict[Any, Plan] = field(default_factory=dict)
+
+    def plan(self, make: Callable[..., Plan], *key: Any) -> Plan:
+        """What `make` makes of this case and key, made once for each share of the GPU in which programs may wait."""
+        plan = self.plans.get((counters.SHARE, make, key)) or self.plan_for(counters.SHARE, make, key)
+        return self.plan_for(counters.share(self.place), make, key) if plan.waits else plan
+
+    def plan_for(self, share: int, make: Callable[..., Plan], key: tuple[Any, ...]) -> Plan:
+        """The same for one share."""
+        plan = self.plans.get((share, make, key))
+        if plan is None:
+            plan = self.plans[share, make, key] = make(self, share, *key)
+        return plan
+
+    def __post_init__(self) -> None:
+        self.channels = self.shape[self.axis]
+        self.statistics_dtype = statistics_dtype(self.dtype)
+
+    def empty_statistics(self) -> Tensor:
+        """Room for mean and invstd, (2, C)."""
+        return torch.empty_strided(
+            (2, self.channels), (self.channels, 1), dtype=self.statistics_dtype, device=self.place
+        )
+
+    def empty_vector(self, dtype: torch.dtype) -> Tensor:
+        """Room for a number a channel."""
+        return torch.empty_strided((self.channels,), (1,), dtype=dtype, device=self.place)
+
+    def form(self, *strides: Strides) -> tuple[Any, ...]:
+        """What forward and backward pass have to agree on for an element's sign to be found again."""
+        return form(self.shape, self.axis, self.dtype.itemsize, self.x, *strides, self.like)
+
+    def beside(self, x: Tensor, residual: Tensor | None, other: Strides) -> Tensor | None:
+        """The residual itself, unless walking it too would change how x is cut into rows, or is not possible."""
+        if residual is not None:
+            residual = walkable_beside(x, self.axis, residual)
+            if self.form(other, residual.stride()) != self.form(other):
+                residual = torch.empty_like(x).copy_(residual)
+        return residual
+
+
+@lru_cache(maxsize=4096)
+def form(shape: torch.Size, axis: int, itemsize: int, *strides: Strides) -> tuple[Any, ...]:
+    """How rows of the fast axis lie, whatever the strides between them."""
+    geometry = describe(shape, axis, *strides)
+    return geometry.channels_last, geometry.inner, geometry.fold(itemsize)
 
 
 def training_forward(
+    case: Case,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
-    momentum: float | Tensor | None,
-    eps: float,
-    axis: int,
-    correction: int,
     residual: Tensor | None,
-    activation: str | None,
-    slope: float,
-    keep_signs: bool,
+    state: State,
+    keeps_signs: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """y like x, statistics (2, C), mean and invstd, and if wanted the signs; running buffers are updated in place."""
-    y = torch.empty_like(x)
-    statistics = x.new_empty((2, x.shape[axis]), dtype=statistics_dtype(x.dtype))
-    residual = beside(x, residual, y, axis)
-    mean, var = dense(running_mean), dense(running_var)
-    average_factor, number = (momentum, 0.0) if isinstance(momentum, Tensor) else (None, momentum or 0.0)
-    plan = forward_plan(
-        device_for(x), x.dtype, axis, correction, momentum is None, activation, x.shape, x.stride(), y.stride(),
-        None if residual is None else residual.stride(),
-    )  # fmt: skip
-    signs = plan.signs(x) if keep_signs else None
+    y, statistics = torch.empty_like(x), case.empty_statistics()
+    running_mean, running_var, num_batches_tracked, momentum = state
+    lies = None
+    if residual is not None:
+        residual = case.beside(x, residual, case.like)
+        lies = residual.stride()
+    mean, var = running_mean, running_var
+    if not case.dense:
+        weight, bias, mean, var = map(dense, (weight, bias, mean, var))
+    average_factor, number = None, momentum
+    if momentum.__class__ is not float:
+        average_factor, number = (momentum, 0.0) if isinstance(momentum, Tensor) else (None, float(momentum or 0))
+    plan = case.plan(forward_plan, lies, keeps_signs)
+    signs = plan.signs(x) if keeps_signs else None
+    partials, counts = plan.exchange(x) if plan.counted else (None, None)
     plan.run(
-        x.device, x, y, residual, dense(weight), dense(bias), mean, var, average_factor, num_batches_tracked,
-        statistics, signs, plan.workspace(x), plan.counters(x), number, eps, slope,
+        case.place, x, y, residual, weight, bias, mean, var, average_factor, num_batches_tracked,
+        statistics, signs, partials, counts, number, case.eps, case.slope,
     )  # fmt: skip
-    for original, updated in ((running_mean, mean), (running_var, var)):
-        if original is not updated:
-            original.copy_(updated)
+    if not case.dense:
+        for original, updated in ((running_mean, mean), (running_var, var)):
+            if original is not updated:
+                original.copy_(updated)
     return y, statistics, signs
 
 
 def inference(
+    case: Case,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    eps: float,
-    axis: int,
     residual: Tensor | None,
-    activation: str | None,
-    slope: float,
-    keep_statistics: bool,
-    keep_signs: bool,
+    state: State,
+    keeps_statistics: bool,
+    keeps_signs: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """y like x, and if a backward pass may follow a copy of the statistics (2, C), mean and invstd, and the signs."""
-    y = torch.empty_like(x)
-    residual = beside(x, residual, y, axis)
-    statistics = None
-    if keep_statistics:
-        statistics = x.new_empty((2, x.shape[axis]), dtype=statistics_dtype(x.dtype))
-    plan = inference_plan(
-        device_for(x), x.dtype, axis, activation, x.shape, x.stride(), y.stride(),
-        None if residual is None else residual.stride(),
-    )  # fmt: skip
-    signs = plan.signs(x) if keep_signs else None
-    plan.run(
-        x.device, x, y, residual, dense(weight), dense(bias), dense(running_mean), dense(running_var),
-        statistics, signs, eps, slope,
-    )  # fmt: skip
+    y, statistics = torch.empty_like(x), case.empty_statistics() if keeps_statistics else None
+    lies = None
+    if residual is not None:
+        residual = case.beside(x, residual, case.like)
+        lies = residual.stride()
+    mean, var = state[:2]
+    if not case.dense:
+        weight, bias, mean, var = map(dense, (weight, bias, mean, var))
+    plan = case.plan(inference_plan, lies, keeps_statistics, keeps_signs)
+    signs = plan.signs(x) if keeps_signs else None
+    plan.run(x.device, x, y, residual, weight, bias, mean, var, statistics, signs, case.eps, case.slope)
     return y, statistics, signs
 
 
 def backward(
+    case: Case,
     x: Tensor,
     dy: Tensor,
     weight: Tensor | None,
@@ -101,161 +175,110 @@ def backward(
     statistics: Tensor,
     residual: Tensor | None,
     signs: Tensor | None,
-    training: bool,
-    axis: int,
-    activation: str | None,
-    slope: float,
     dx: Tensor | None,
     dresidual: Tensor | None,
     dweight: Tensor | None,
     dbias: Tensor | None,
 ) -> None:
-    """Fill those of the gradients that are given; `training` says that the statistics were those of x itself."""
-    like = dx if dx is not None else dresidual
-    strides = dense_strides(x) if like is None else like.stride()
-    dy = walkable_beside(x, axis, dy)
-    if signs is not None and form(x, axis, dy.stride(), strides) != form(x, axis, strides):
+    """Fill those of the gradients that are given; in training the statistics were those of x itself."""
+    dy = walkable_beside(x, case.axis, dy)
+    if signs is not None and case.form(dy.stride()) != case.form():
         dy = torch.empty_like(x).copy_(dy)
-    residual = beside(x, residual, dy, axis)
-    sums = dweight is not None or dbias is not None or (training and dx is not None)
-    plan = backward_plan(
-        device_for(x), x.dtype, axis, training, sums, dx is not None, activation,
-        x.shape, x.stride(), dy.stride(), strides, None if residual is None else residual.stride(),
-    )  # fmt: skip
-    workspace, counts = (plan.workspace(x), plan.counters(x)) if sums else (None, None)
+    lies = None
+    if residual is not None:
+        residual = case.beside(x, residual, dy.stride())
+        lies = residual.stride()
+    if not case.dense:
+        weight, bias = dense(weight), dense(bias)
+    given = signs is not None, dx is not None, dresidual is not None, dweight is not None, dbias is not None
+    plan = case.plan(backward_plan, dy.stride(), lies, *given)
+    partials, counts = plan.exchange(x) if plan.counted else (None, None)
     plan.run(
-        x.device, x, dy, dx, dresidual, residual, signs, dense(weight), dense(bias), statistics, dweight, dbias,
-        workspace, counts, slope,
+        case.place, x, dy, dx, dresidual, residual, signs, weight, bias, statistics, dweight, dbias,
+        partials, counts, case.slope,
     )  # fmt: skip
 
 
-def device_for(x: Tensor) -> Device:
-    """The GPU to plan for, as far as x's device and current stream may use it."""
-    device = devices.current()
-    return device if counters.may_wait(x.device) else devices.without_waiting(device)
-
-
-def beside(x: Tensor, residual: Tensor | None, other: Tensor, axis: int) -> Tensor | None:
-    """The residual itself, unless walking it too would change how x is cut into rows, or is not possible."""
-    if residual is None:
-        return None
-    residual = walkable_beside(x, axis, residual)
-    strides = dense_strides(x)
-    if form(x, axis, other.stride(), residual.stride(), strides) != form(x, axis, other.stride(), strides):
-        return torch.empty_like(x).copy_(residual)
-    return residual
-
-
-def form(x: Tensor, axis: int, *strides: tuple[int, ...]) -> tuple[Any, ...]:
-    """What forward and backward pass have to agree on for an element's sign to be found again."""
-    return cached_form(x.shape, axis, x.element_size(), x.stride(), *strides)
-
-
-@lru_cache(maxsize=4096)
-def cached_form(shape: torch.Size, axis: int, itemsize: int, *strides: tuple[int, ...]) -> tuple[Any, ...]:
-    """How rows of the fast axis lie, whatever the strides between them."""
-    geometry = describe(shape, axis, *strides)
-    return geometry.channels_last, geometry.inner, geometry.fold(itemsize)
-
-
-@lru_cache(maxsize=4096)
-def forward_plan(
-    device: Device,
-    dtype: torch.dtype,
-    axis: int,
-    correction: int,
-    cumulative: bool,
-    activation: str | None,
-    shape: torch.Size,
-    x: tuple[int, ...],
-    y: tuple[int, ...],
-    residual: tuple[int, ...] | None,
-) -> Plan:
-    """The launches of a training forward pass for tensors of these strides."""
-    geometry = describe_beside(shape, axis, residual, x, y)
-    config = fitted(choose(geometry, dtype.itemsize, "forward", device), geometry, dtype.itemsize)
-    constexprs = {"CORRECTION": correction, "CUMULATIVE": cumulative, "ACTIVATION": activation}
-    keywords = cut_keywords(geometry, config, dtype, device) | constexprs
+def forward_plan(case: Case, share: int, residual: Strides | None, keeps_signs: bool) -> Plan:
+    """The launches of a training forward pass."""
+    geometry, config = cut(case, share, "forward", residual, case.x, case.like)
+    keywords = cut_keywords(geometry, config, case)
+    keywords |= {"CORRECTION": case.correction, "CUMULATIVE": case.cumulative}
     if config.strategy == "resident":
-        keywords["PACKED"] = packs(config, dtype, device)
-        return cut_plan(resident_forward_kernel, geometry, config, keywords, dtype.itemsize, [{}], cumulative)
+        keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
+        return cut_plan(resident_forward_kernel, geometry, config, keywords, case, [{}], always_counts=case.cumulative)
     phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
-    return cut_plan(forward_kernel, geometry, config, keywords, dtype.itemsize, phases)
+    return cut_plan(forward_kernel, geometry, config, keywords, case, phases)
 
 
 SPLIT_FORWARD = [{"PHASE": "statistics"}, {"PHASE": "normalize"}]
 SPLIT_BACKWARD = [{"PHASE": "sums"}, {"PHASE": "gradients"}]
 
 
-@lru_cache(maxsize=4096)
-def inference_plan(
-    device: Device,
-    dtype: torch.dtype,
-    axis: int,
-    activation: str | None,
-    shape: torch.Size,
-    x: tuple[int, ...],
-    y: tuple[int, ...],
-    residual: tuple[int, ...] | None,
-) -> Plan:
+def inference_plan(case: Case, share: int, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool) -> Plan:
     """The one launch of an inference."""
-    geometry = describe_beside(shape, axis, residual, x, y)
-    config = fitted(choose(geometry, dtype.itemsize, "inference", device), geometry, dtype.itemsize)
-    keywords = cut_keywords(geometry, config, dtype, device) | {"ACTIVATION": activation}
+    geometry, config = cut(case, share, "inference", residual, case.x, case.like)
+    keywords = cut_keywords(geometry, config, case)
     del keywords["BLOCK_K"]
-    return cut_plan(inference_kernel, geometry, config, keywords, dtype.itemsize, [{}])
+    return cut_plan(inference_kernel, geometry, config, keywords, case, [{}])
 
 
-@lru_cache(maxsize=4096)
 def backward_plan(
-    device: Device,
-    dtype: torch.dtype,
-    axis: int,
-    training: bool,
-    sums: bool,
-    writes_dx: bool,
-    activation: str | None,
-    shape: torch.Size,
-    x: tuple[int, ...],
-    dy: tuple[int, ...],
-    dx: tuple[int, ...],
-    residual: tuple[int, ...] | None,
+    case: Case,
+    share: int,
+    dy: Strides,
+    residual: Strides | None,
+    signs: bool,
+    dx: bool,
+    dresidual: bool,
+    dweight: bool,
+    dbias: bool,
 ) -> Plan:
     """The launches of a backward pass; if dx does not depend on the sums, one sweep without waiting does it all."""
-    geometry = describe_beside(shape, axis, residual, x, dy, dx)
-    one_sweep = not (training and writes_dx)
-    mode = "inference" if not sums else "sums" if one_sweep else "backward"
-    config = fitted(choose(geometry, dtype.itemsize, mode, device), geometry, dtype.itemsize)
-    keywords = cut_keywords(geometry, config, dtype, device) | {"ACTIVATION": activation}
+    one_sweep = not (case.training and dx)
+    mode = "backward" if not one_sweep else "sums" if dweight or dbias else "inference"
+    geometry, config = cut(case, share, mode, residual, case.x, dy, case.like)
+    keywords = cut_keywords(geometry, config, case)
     if config.strategy == "resident" and not one_sweep:
-        keywords["PACKED"] = packs(config, dtype, device)
-        return cut_plan(resident_backward_kernel, geometry, config, keywords, dtype.itemsize, [{}])
+        keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
+        return cut_plan(resident_backward_kernel, geometry, config, keywords, case, [{}])
     phases = SPLIT_BACKWARD[:1] if one_sweep else SPLIT_BACKWARD
     if config.strategy == "dataflow" and not one_sweep:
         phases = [{"PHASE": "dataflow"}]
-    return cut_plan(backward_kernel, geometry, config, keywords | {"TRAINING": training}, dtype.itemsize, phases)
+    keywords["TRAINING"] = case.training
+    return cut_plan(backward_kernel, geometry, config, keywords, case, phases, exchanges=mode != "inference")
 
 
-def describe_beside(
-    shape: torch.Size, axis: int, residual: tuple[int, ...] | None, *strides: tuple[int, ...]
-) -> Geometry:
-    """The geometry of the tensors, in the order of the last, with the residual's strides (or the last's) in front."""
-    return describe(shape, axis, strides[-1] if residual is None else residual, *strides)
+def cut(case: Case, share: int, mode: Mode, residual: Strides | None, *strides: Strides) -> tuple[Geometry, Config]:
+    """The geometry of tensors, in the order of the last, with the residual (or the last) in front; and its config."""
+    geometry = describe(case.shape, case.axis, strides[-1] if residual is None else residual, *strides)
+    itemsize = case.dtype.itemsize
+    return geometry, fitted(choose(geometry, itemsize, mode, case.device, share), geometry, itemsize)
 
 
-def cut_keywords(geometry: Geometry, config: Config, dtype: torch.dtype, device: Device) -> dict[str, Any]:
+def cut_keywords(geometry: Geometry, config: Config, case: Case) -> dict[str, Any]:
     """The constexprs and launch options that follow from how the work is cut."""
-    keywords = tile_keywords(geometry, config, dtype)
-    fold = geometry.fold(dtype.itemsize)
-    keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, dtype.itemsize)}
+    keywords = tile_keywords(geometry, config, case.dtype)
+    itemsize = case.dtype.itemsize
+    fold = geometry.fold(itemsize)
+    keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
     keywords["BLOCK_K"] = power_of_two(config.chunks(geometry))
     if fold:
         keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment, "MASK_I": fold.run != config.block_i}
         if geometry.channels_last:
             keywords |= {"MASK_C": False, "MASK_O": geometry.values % (fold.lanes * config.block_o) != 0}
-    if config.registers and device.backend == "cuda" and not devices.INTERPRETED:
-        keywords["maxnreg"] = config.registers
+    if config.registers and not devices.INTERPRETED:
+        keywords |= register_cap(config.registers, case.device)
+    if config.at_once and not devices.INTERPRETED:
+        keywords["launch_cooperative_grid"] = True
     return keywords
+
+
+def register_cap(registers: int, device: Device) -> dict[str, int]:
+    """The launch option that keeps a thread to so many registers; AMD's compilers are told how many waves must fit."""
+    if device.backend == "cuda":
+        return {"maxnreg": registers}
+    return {"waves_per_eu": max(1, device.registers // 4 // device.warp_size // registers)}
 
 
 def sign_bytes(geometry: Geometry, config: Config, itemsize: int) -> int:
@@ -268,9 +291,9 @@ def sign_bytes(geometry: Geometry, config: Config, itemsize: int) -> int:
     return geometry.channels * geometry.values // fast * -(-fast // bits)
 
 
-def packs(config: Config, dtype: torch.dtype, device: Device) -> bool:
+def packs(config: Config, case: Case) -> bool:
     """Whether a resident tile is kept packed: an instruction of CUDA's, for values of 16 bits."""
-    return config.packed and dtype.itemsize == 2 and device.backend == "cuda" and not devices.INTERPRETED
+    return config.packed and case.dtype.itemsize == 2 and case.device.backend == "cuda" and not devices.INTERPRETED
 
 
 def cut_plan(
@@ -278,8 +301,9 @@ def cut_plan(
     geometry: Geometry,
     config: Config,
     keywords: dict[str, Any],
-    itemsize: int,
+    case: Case,
     phases: list[dict[str, str]],
+    exchanges: bool = True,
     always_counts: bool = False,
 ) -> Plan:
     """One launch for each phase, over all chunks of all blocks."""
@@ -288,7 +312,10 @@ def cut_plan(
     programs = blocks * chunks
     if phases[0].get("PHASE") == "dataflow":
         programs = 2 * chunks * config.window * -(-blocks // config.window)
-    exchanges = kernel in (forward_kernel, backward_kernel) or (chunks > 1 and kernel is not inference_kernel)
+    if config.at_once:
+        programs = config.at_once
+    resident = kernel in (resident_forward_kernel, resident_backward_kernel)
+    exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
     return Plan(
         kernel=kernel,
         sizes=(
@@ -305,5 +332,6 @@ def cut_plan(
         launches=tuple(((programs,), keywords | phase) for phase in phases),
         partials=(2 * geometry.channels * (padded + 1),) if exchanges else (),
         counted=SPACING.value * (2 + blocks) + blocks * padded if exchanges or always_counts else 0,
-        sign_bytes=sign_bytes(geometry, config, itemsize),
+        waits=resident and chunks > 1 and not config.at_once,
+        sign_bytes=sign_bytes(geometry, config, case.dtype.itemsize),
     )

@@ -18,7 +18,7 @@ from .kernels import (
     sample_row_sums_kernel,
     sample_short_forward_kernel,
 )
-from .launch import Plan, dense, dense_strides, statistics_dtype, steps, tile_keywords, walkable_beside
+from .launch import Kinds, Plan, dense, dense_strides, kinds, statistics_dtype, steps, tile_keywords, walkable_beside
 from .sample_configs import MERGED_COLUMNS, MERGED_RUNS, SampleConfig, sample_heuristic
 
 
@@ -30,7 +30,7 @@ def forward(
     statistics = None
     if keep_statistics:
         statistics = x.new_empty((2, x.numel() // x.shape[-1]), dtype=statistics_dtype(x.dtype))
-    plan = cached_forward(x.dtype, x.shape, x.stride(), y.stride())
+    plan = cached_forward(x.dtype, kinds(weight, bias, statistics), x.shape, x.stride(), y.stride())
     arguments = [x, y, dense(weight), dense(bias), statistics]
     if plan.kernel is sample_long_forward_kernel:
         arguments.append(plan.workspace(x) if plan.partials else None)
@@ -51,7 +51,8 @@ def backward(
     """Fill those of the gradients that are given."""
     dy, weight = walkable_beside(x, x.dim() - 1, dy), dense(weight)
     dx_strides = dense_strides(x) if dx is None else dx.stride()
-    plan = cached_backward(x.dtype, x.shape, x.stride(), dy.stride(), dx_strides)
+    given = kinds(weight, dx, dweight, dbias)
+    plan = cached_backward(x.dtype, given, x.shape, x.stride(), dy.stride(), dx_strides)
     sums_columns = dweight is not None or dbias is not None
     column_sums = plan.gradients.workspace(x) if sums_columns else None
     row_sums = None
@@ -64,7 +65,7 @@ def backward(
 
 
 @lru_cache(maxsize=4096)
-def cached_forward(dtype: torch.dtype, shape: torch.Size, *strides: tuple[int, ...]) -> Plan:
+def cached_forward(dtype: torch.dtype, given: Kinds, shape: torch.Size, *strides: tuple[int, ...]) -> Plan:
     """One launch, or two where several programs share a row."""
     geometry = describe(shape, len(shape) - 1, *strides)
     config = sample_heuristic(geometry, dtype.itemsize, "forward")
@@ -93,7 +94,7 @@ class BackwardPlan:
 
 
 @lru_cache(maxsize=4096)
-def cached_backward(dtype: torch.dtype, shape: torch.Size, *strides: tuple[int, ...]) -> BackwardPlan:
+def cached_backward(dtype: torch.dtype, given: Kinds, shape: torch.Size, *strides: tuple[int, ...]) -> BackwardPlan:
     """Up to three launches."""
     geometry = describe(shape, len(shape) - 1, *strides)
     config = sample_heuristic(geometry, dtype.itemsize, "backward")

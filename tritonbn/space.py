@@ -6,31 +6,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from . import counters
 from .configs import SECTOR, Config, Mode, power_of_two
 from .cost import modelled_time, places, registers_needed
+from .counters import FRACTION
 from .devices import Device
 from .geometry import Geometry
 
 MOST_MERGED = 4096
 """Most partial results, of each kind, that a program merges in one piece."""
 
-MERGED_BY_A_THREAD = 4
+MERGED_BY_A_THREAD = 8
 """The same for each thread of one that holds a tile meanwhile."""
-
-SHARE_OF_SLOTS = counters.SEATS
-"""Chunks that wait for each other take at most one in so many of the places that a GPU has for programs.
-
-A launch holds chunks - 1 places at most without being able to go on (kernels/exchange.py), and no more streams than
-this ever wait at once: so one place is always free, in which one of them goes on.
-"""
-
-UNCAPPED_REGISTERS = 256
-"""Registers a thread that are reckoned with where nothing bounds them."""
 
 WARPS = (1, 2, 4, 8, 16)
 
-HELD = (8, 16, 32, 64)
+HELD = (8, 16, 32, 64, 128)
 """Elements of one tensor that a thread of a resident program holds; with more, an SM holds no more in all."""
 
 MOST_HELD = 16384
@@ -51,39 +41,48 @@ SMALL_TILE = 1024
 """Elements that even channels of a few values are put together for."""
 
 
-def choose(geometry: Geometry, itemsize: int, mode: Mode, device: Device) -> Config:
-    """The config of least modelled time; ties go to the first."""
-    candidates = space(geometry, itemsize, mode, device)
+def choose(geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int) -> Config:
+    """The config of least modelled time; ties go to the first. For `share` see resident."""
+    candidates = space(geometry, itemsize, mode, device, share)
     return min(candidates, key=lambda config: modelled_time(geometry, config, itemsize, mode, device))
 
 
-def space(geometry: Geometry, itemsize: int, mode: Mode, device: Device) -> Iterator[Config]:
+def space(geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int) -> Iterator[Config]:
     """Every config worth considering; never empty."""
     for tile in tiles(geometry, itemsize):
         for warps in WARPS:
             config = replace(tile, num_warps=warps)
             per_thread = config.elements // (warps * device.warp_size)
             small = warps == 1 and per_thread < STREAMED[0]
-            if mode in ("forward", "backward") and (small or per_thread in HELD) and config.elements <= MOST_HELD:
-                config = replace(config, strategy="resident", packed=itemsize == 2 and device.backend == "cuda")
-                registers = registers_needed(config, geometry, itemsize, mode, device)
-                config = replace(config, registers=registers)
-                if may_wait(config, geometry, device):
-                    yield config
+            holds = mode in ("forward", "backward") and config.elements <= MOST_HELD
+            if holds and (small or per_thread in HELD):
+                yield from resident(config, geometry, itemsize, mode, device, share)
             if small or per_thread in STREAMED:
                 yield from streamed(replace(tile, num_warps=warps), geometry, itemsize, mode, device)
 
 
-def may_wait(config: Config, geometry: Geometry, device: Device) -> bool:
-    """Whether the chunks of a block may wait for each other while they hold their places (SHARE_OF_SLOTS)."""
-    chunks = config.chunks(geometry)
-    if chunks == 1:
-        return True
+def resident(
+    config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int
+) -> Iterator[Config]:
+    """The config as a resident one, unless its chunks must not wait for each other.
+
+    A launch holds at most chunks - 1 places without being able to go on (kernels/exchange.py). They may be one in
+    `share` of the places that the GPU has, none where it is 0: see counters.py. More chunks, up to one in every place,
+    go into a cooperative launch, which does not start before the GPU can run all of its programs.
+    """
+    config = replace(config, strategy="resident", packed=itemsize == 2 and device.backend == "cuda")
+    config = replace(config, registers=registers_needed(config, geometry, itemsize, mode, device))
+    chunks, per_sm = config.chunks(geometry), places(config, config.registers, device)
+    slots = device.sm_count * per_sm
     merged = power_of_two(chunks) * config.block_c
-    if merged > min(MOST_MERGED, MERGED_BY_A_THREAD * config.num_warps * device.warp_size) or not device.concurrent:
-        return False
-    capped = config.registers if device.backend == "cuda" else UNCAPPED_REGISTERS
-    return chunks <= device.sm_count * places(config, capped, device) // SHARE_OF_SLOTS
+    most_merged = min(MOST_MERGED, MERGED_BY_A_THREAD * config.num_warps * device.warp_size)
+    if chunks == 1:
+        yield config
+    elif merged <= most_merged and device.concurrent:
+        if share and per_sm >= FRACTION and chunks <= slots // share:
+            yield config
+        elif chunks <= slots:
+            yield replace(config, at_once=min(slots, chunks * config.channel_blocks(geometry)))
 
 
 def streamed(config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device) -> Iterator[Config]:

@@ -55,18 +55,41 @@ class Resources:
     """Store instructions to global memory, by bytes a thread and access."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Launch:
-    """One launch that reached the driver."""
+    """One launch that reached the driver, which had no time to look at it: everything is worked out when asked for."""
 
-    kernel: str
+    metadata: Any
+    """What Triton knows of the compiled kernel."""
     grid: tuple[int, int, int]
-    arguments: dict[str, Any]
-    """By name; before Triton 3.3 without the constexprs."""
-    num_warps: int
-    target: GPUTarget
-    key: str
-    """The compiled kernel's name in Triton's cache."""
+    values: tuple[Any, ...]
+    """What was passed, ahead of it four things that Triton passes to every launcher."""
+    names: tuple[str, ...]
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's name."""
+        return self.metadata.name
+
+    @property
+    def num_warps(self) -> int:
+        """Warps a program."""
+        return self.metadata.num_warps
+
+    @property
+    def target(self) -> GPUTarget:
+        """For which GPU it is compiled."""
+        return self.metadata.target
+
+    @property
+    def key(self) -> str:
+        """The compiled kernel's name in Triton's cache."""
+        return self.metadata.hash
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """By name; before Triton 3.3 without the constexprs."""
+        return dict(zip(self.names, self.values[4:], strict=False))
 
     @property
     def resources(self) -> Resources:
@@ -155,13 +178,10 @@ class CompilingDriver:
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         """What is called in place of a launch."""
-        names = [p.name for p in source.fn.params if VERSION >= (3, 3) or not p.is_constexpr]
+        names = tuple(p.name for p in source.fn.params if VERSION >= (3, 3) or not p.is_constexpr)
 
-        def launch(x: int, y: int, z: int, stream: int, function: Any, *rest: Any) -> None:
-            arguments = dict(zip(names, rest[4:], strict=False))
-            self.launches.append(
-                Launch(metadata.name, (x, y, z), arguments, metadata.num_warps, self.target, metadata.hash)
-            )
+        def launch(x: int, y: int, z: int, stream: int, function: Any, *values: Any) -> None:
+            self.launches.append(Launch(metadata, (x, y, z), values, names))
 
         return launch
 

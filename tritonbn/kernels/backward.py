@@ -10,7 +10,7 @@ With given statistics (TRAINING false) dx = weight invstd dz, which "sums" write
 import triton
 import triton.language as tl
 
-from .channel import load_statistics, scale_and_shift
+from .channel import VECTORS, load_statistics, scale_and_shift
 from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
 from .gradient import input_gradient, store_gradients
 from .upstream import gradient_of_z, load_clue
@@ -18,7 +18,7 @@ from .view import block_and_chunk, block_channels, channel_sum, load_view, sprea
 from .welford import add_partials, load_totals, store_partials, store_totals
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=VECTORS)
 def backward_kernel(
     x, dy, dx, dresidual,  # (N, C, ...) of any strides; dx and dresidual are None where they are not wanted
     residual, signs,  # what tells the derivative of the activation beside x: like x, and bytes; each may be None

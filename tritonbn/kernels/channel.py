@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+VECTORS = ("weight", "bias", "running_mean", "running_var", "average_factor", "num_batches_tracked")
+"""Arguments that the user holds: kernels take them wherever they begin, so that no launch has to look where."""
+
 
 @triton.jit
 def load_channels(vector, c, channels, ACCUMULATOR: tl.constexpr):

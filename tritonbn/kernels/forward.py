@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import load_statistics, scale_and_shift
+from .channel import VECTORS, load_statistics, scale_and_shift
 from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
 from .finish import finish_channels
 from .rounding import inverse_sqrt
@@ -26,7 +26,7 @@ from .view import (
 from .welford import centred_moments, finite_or_zero, first_element, merge_chunks, store_partials
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=VECTORS)
 def forward_kernel(
     x, y,  # (N, C, ...) of any strides
     residual,  # like x, or None

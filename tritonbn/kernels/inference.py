@@ -4,12 +4,12 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import load_channels, scale_and_shift, store_statistics
+from .channel import VECTORS, load_channels, scale_and_shift, store_statistics
 from .rounding import inverse_sqrt
 from .view import block_and_chunk, block_channels, load_view, tiles_of_chunk
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=VECTORS)
 def inference_kernel(
     x, y,  # (N, C, ...) of any strides
     residual,  # like x, or None

@@ -6,8 +6,8 @@ The formulas are in backward.py.
 import triton
 import triton.language as tl
 
-from .channel import load_statistics, scale_and_shift
-from .exchange import last_chunk, meet, take_ticket
+from .channel import VECTORS, load_statistics, scale_and_shift
+from .exchange import last_chunk, meet, my_items
 from .gradient import input_gradient, store_gradients
 from .hold import as_loaded
 from .resident_forward import EVERYONE_MERGES
@@ -16,7 +16,7 @@ from .view import block_channels, channel_sum, load_view, spread, store_view
 from .welford import add_partials, load_totals, store_partials, store_totals
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=VECTORS)
 def resident_backward_kernel(
     x, dy, dx, dresidual,  # (N, C, ...) of any strides; dx and dresidual are None where they are not wanted
     residual, signs,  # what tells the derivative of the activation beside x: like x, and bytes; each may be None
@@ -34,72 +34,71 @@ def resident_backward_kernel(
     ACTIVATION: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr, PACKED: tl.constexpr,
+    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr, PACKED: tl.constexpr, AT_ONCE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """The chunk's sums; the channel's, added in one and the same order; dx."""
-    program = tl.program_id(0)
-    if BLOCK_K > 1:
-        program = take_ticket(counters)
-    block, chunk = program // chunks, (program % chunks).to(INDEX)
-    c = block_channels(block, BLOCK_C, INDEX)
-    held_dy, mask = load_view(
-        dy, chunk, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    held_x, _ = load_view(
-        x, chunk, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    clue = load_clue(
-        residual, signs, chunk, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
-        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    held_dy, held_x = as_loaded(held_dy, PACKED), as_loaded(held_x, PACKED)
-    mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
-    scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-    deviation = held_x.to(ACCUMULATOR) - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-    dz = gradient_of_z(
-        held_dy.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
-        ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-    )  # fmt: skip
-    if dresidual is not None:
-        store_view(
-            dresidual, dz, chunk, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+    begin, end, step = my_items(counters, blocks * chunks, BLOCK_K, AT_ONCE)
+    for item in range(begin, end, step):
+        block, chunk = item // chunks, (item % chunks).to(INDEX)
+        c = block_channels(block, BLOCK_C, INDEX)
+        held_dy, mask = load_view(
+            dy, chunk, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
-    total_dz = channel_sum(tl.where(mask, dz, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-    total_dz_x = channel_sum(tl.where(mask, dz * deviation, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        held_x, _ = load_view(
+            x, chunk, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+        clue = load_clue(
+            residual, signs, chunk, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+        held_dy, held_x = as_loaded(held_dy, PACKED), as_loaded(held_x, PACKED)
+        mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
+        scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
+        deviation = held_x.to(ACCUMULATOR) - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        dz = gradient_of_z(
+            held_dy.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
+            ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
+        )  # fmt: skip
+        if dresidual is not None:
+            store_view(
+                dresidual, dz, chunk, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip
+        total_dz = channel_sum(tl.where(mask, dz, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        total_dz_x = channel_sum(tl.where(mask, dz * deviation, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
 
-    last = True
-    if BLOCK_K > 1:
-        store_partials(partials, c, channels, chunk, total_dz, total_dz_x, BLOCK_K)
-        last = last_chunk(counters, block, chunks)
-        if BLOCK_K <= EVERYONE_MERGES:
+        last = True
+        if BLOCK_K > 1:
+            store_partials(partials, c, channels, chunk, total_dz, total_dz_x, BLOCK_K)
+            last = last_chunk(counters, block, chunks)
+            if BLOCK_K <= EVERYONE_MERGES:
+                meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
+                total_dz, total_dz_x = add_partials(partials, c, channels, chunks, BLOCK_K)
+            elif last:
+                total_dz, total_dz_x = add_partials(partials, c, channels, chunks, BLOCK_K)
+                store_totals(partials, c, channels, total_dz, total_dz_x, BLOCK_K)
+        if last:
+            store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
+        if BLOCK_K > EVERYONE_MERGES:
             meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-            total_dz, total_dz_x = add_partials(partials, c, channels, chunks, BLOCK_K)
-        elif last:
-            total_dz, total_dz_x = add_partials(partials, c, channels, chunks, BLOCK_K)
-            store_totals(partials, c, channels, total_dz, total_dz_x, BLOCK_K)
-    if last:
-        store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
-    if BLOCK_K > EVERYONE_MERGES:
-        meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-        total_dz, total_dz_x = load_totals(partials, c, channels, BLOCK_K)
-    held_dy, held_x = as_loaded(held_dy, PACKED), as_loaded(held_x, PACKED)
-    mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
-    scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-    deviation = held_x.to(ACCUMULATOR) - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-    dz = gradient_of_z(
-        held_dy.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
-        ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-    )  # fmt: skip
-    gradient = input_gradient(
-        dz, deviation, scale, invstd, total_dz, total_dz_x, outer, inner, CHANNELS_LAST, FOLD, RUN
-    )
-    store_view(
-        dx, gradient, chunk, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
+            total_dz, total_dz_x = load_totals(partials, c, channels, BLOCK_K)
+        held_dy, held_x = as_loaded(held_dy, PACKED), as_loaded(held_x, PACKED)
+        mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
+        scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
+        deviation = held_x.to(ACCUMULATOR) - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        dz = gradient_of_z(
+            held_dy.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
+            ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
+        )  # fmt: skip
+        gradient = input_gradient(
+            dz, deviation, scale, invstd, total_dz, total_dz_x, outer, inner, CHANNELS_LAST, FOLD, RUN
+        )
+        store_view(
+            dx, gradient, chunk, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip

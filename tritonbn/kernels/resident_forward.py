@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import load_statistics, scale_and_shift
-from .exchange import last_chunk, meet, take_ticket
+from .channel import VECTORS, load_statistics, scale_and_shift
+from .exchange import last_chunk, meet, my_items
 from .finish import finish_channels
 from .hold import as_loaded
 from .rounding import inverse_sqrt
@@ -16,7 +16,7 @@ EVERYONE_MERGES = tl.constexpr(16)
 """Up to so many chunks every program merges them itself; of more, the last to arrive does, and publishes the result."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=VECTORS)
 def resident_forward_kernel(
     x, y,  # (N, C, ...) of any strides
     residual,  # like x, or None
@@ -36,63 +36,62 @@ def resident_forward_kernel(
     CORRECTION: tl.constexpr, CUMULATIVE: tl.constexpr, ACTIVATION: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr, PACKED: tl.constexpr,
+    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr, PACKED: tl.constexpr, AT_ONCE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """The chunk's exact mean and M2; the channel's, merged in one and the same order; y."""
-    program = tl.program_id(0)
-    if BLOCK_K > 1:
-        program = take_ticket(counters)
-    block, chunk = program // chunks, (program % chunks).to(INDEX)
-    c = block_channels(block, BLOCK_C, INDEX)
-    held, mask = load_view(
-        x, chunk, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    held = as_loaded(held, PACKED)
-    reference = first_element(x, c, channels, x_c, ACCUMULATOR)
-    count = values_before(chunk + 1, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
-    count -= values_before(chunk, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
-    wide_reference = spread(reference, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-    relative = tl.where(mask, held.to(ACCUMULATOR) - wide_reference, 0.0)
-    relative_mean = channel_sum(relative, CHANNELS_LAST, FOLD, RUN, BLOCK_C) / count.to(ACCUMULATOR)
-    held = as_loaded(held, PACKED)
-    deviation = held.to(ACCUMULATOR) - wide_reference - spread(relative_mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-    M2 = channel_sum(tl.where(mask, deviation * deviation, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-    variance = M2 / count.to(ACCUMULATOR)
-
-    last = True
-    if BLOCK_K > 1:
-        store_partials(partials, c, channels, chunk, relative_mean, M2, BLOCK_K)
-        last = last_chunk(counters, block, chunks)
-        if BLOCK_K <= EVERYONE_MERGES:
-            meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-            relative_mean, variance = merge_chunks(
-                partials, c, channels, outer, inner, chunks, 1, BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN
-            )
-        elif last:
-            relative_mean, variance = merge_chunks(
-                partials, c, channels, outer, inner, chunks, 1, BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN
-            )
-        reference = first_element(x, c, channels, x_c, ACCUMULATOR)  # read again, not to be kept while waiting
-    mean = reference + relative_mean
-    invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
-    if last:
-        finish_channels(
-            mean, variance, invstd, (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR),
-            statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
-            c, channels, block, blocks, CORRECTION, CUMULATIVE,
+    begin, end, step = my_items(counters, blocks * chunks, BLOCK_K, AT_ONCE)
+    for item in range(begin, end, step):
+        block, chunk = item // chunks, (item % chunks).to(INDEX)
+        c = block_channels(block, BLOCK_C, INDEX)
+        held, mask = load_view(
+            x, chunk, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
-    if BLOCK_K > EVERYONE_MERGES:
-        meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-        mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
-    scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-    held = as_loaded(held, PACKED)
-    store_y(
-        held.to(ACCUMULATOR), mean, scale, shift, y, residual, signs, slope,
-        chunk, block, c, channels, outer, outer_1, outer_2, inner,
-        y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
-        ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
-        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
+        held = as_loaded(held, PACKED)
+        reference = first_element(x, c, channels, x_c, ACCUMULATOR)
+        count = values_before(chunk + 1, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
+        count -= values_before(chunk, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
+        wide_reference = spread(reference, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        relative = tl.where(mask, held.to(ACCUMULATOR) - wide_reference, 0.0)
+        relative_mean = channel_sum(relative, CHANNELS_LAST, FOLD, RUN, BLOCK_C) / count.to(ACCUMULATOR)
+        held = as_loaded(held, PACKED)
+        deviation = held.to(ACCUMULATOR) - wide_reference - spread(relative_mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        M2 = channel_sum(tl.where(mask, deviation * deviation, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        variance = M2 / count.to(ACCUMULATOR)
+
+        last = True
+        if BLOCK_K > 1:
+            store_partials(partials, c, channels, chunk, relative_mean, M2, BLOCK_K)
+            last = last_chunk(counters, block, chunks)
+            if BLOCK_K <= EVERYONE_MERGES:
+                meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
+                relative_mean, variance = merge_chunks(
+                    partials, c, channels, outer, inner, chunks, 1, BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN
+                )
+            elif last:
+                relative_mean, variance = merge_chunks(
+                    partials, c, channels, outer, inner, chunks, 1, BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN
+                )
+            reference = first_element(x, c, channels, x_c, ACCUMULATOR)  # read again, not to be kept while waiting
+        mean = reference + relative_mean
+        invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+        if last:
+            finish_channels(
+                mean, variance, invstd, (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR),
+                statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
+                c, channels, block, blocks, CORRECTION, CUMULATIVE,
+            )  # fmt: skip
+        if BLOCK_K > EVERYONE_MERGES:
+            meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
+            mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
+        scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
+        held = as_loaded(held, PACKED)
+        store_y(
+            held.to(ACCUMULATOR), mean, scale, shift, y, residual, signs, slope,
+            chunk, block, c, channels, outer, outer_1, outer_2, inner,
+            y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
+            ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ a longer one a kernel of its own first sums g and g xhat, a chunk of columns a p
 import triton
 import triton.language as tl
 
-from .channel import load_channels
+from .channel import VECTORS, load_channels
 from .rounding import reciprocal
 from .sample_columns import store_column_sums
 from .sample_rows import (
@@ -24,7 +24,7 @@ from .sample_rows import (
 from .tile import channels_and_chunk, chunk_tiles, load_tile, over_tile, store_tile, tile_indices, tile_mask
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=VECTORS)
 def sample_row_sums_kernel(
     x, dy,  # (..., C) of any strides
     weight,  # (C,) or None
@@ -71,7 +71,7 @@ def sample_row_sums_kernel(
         store_row_pair(pairs, row, exists, outer, inner, row_sum(sum_g), row_sum(sum_g_xhat))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=VECTORS)
 def sample_gradients_kernel(
     x, dy, dx,  # (..., C) of any strides; dx is None where it is not wanted
     weight,  # (C,) or None

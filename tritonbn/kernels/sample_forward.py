@@ -10,7 +10,7 @@ the row's first element.
 import triton
 import triton.language as tl
 
-from .channel import load_channels
+from .channel import VECTORS, load_channels
 from .rounding import reciprocal, square_root
 from .sample_rows import (
     chunk_columns,
@@ -27,7 +27,7 @@ from .tile import chunk_tiles, load_tile, over_tile, store_tile, tile_indices, t
 from .welford import centred_moments, finite_or_zero, merge_parts, welford_step
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=VECTORS)
 def sample_short_forward_kernel(
     x, y,  # (..., C) of any strides
     weight, bias,  # (C,) or None
@@ -71,7 +71,7 @@ def sample_short_forward_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=VECTORS)
 def sample_long_forward_kernel(
     x, y,  # (..., C) of any strides
     weight, bias,  # (C,) or None
