@@ -115,7 +115,7 @@ def every_config(shape, mode, device, share):
     """The space of configs for contiguous float16 tensors, with the places that the GPU has for programs of each."""
     geometry = describe(shape, 1, *[torch.empty(shape, device="meta").stride()] * 3)
     for config in space.space(geometry, 2, mode, device, share):
-        registers = config.registers or cost.registers_needed(config, geometry, 2, mode, device)
+        registers = config.registers or cost.registers_needed(config, geometry, 2, mode, device, "none")
         yield config, config.chunks(geometry), cost.places(config, registers, device)
 
 

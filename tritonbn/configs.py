@@ -14,6 +14,9 @@ Mode = Literal["forward", "inference", "backward", "sums"]
 Strategy = Literal["resident", "dataflow", "split"]
 """One launch that keeps its tiles in registers; one that reads them twice; two launches, or one sweep."""
 
+Epilogue = Literal["none", "sign", "value"]
+"""What a gradient takes beside dy and x - mean: nothing; the sign of z; its value. Forward: nothing, or more than x."""
+
 BITS = 8
 """Signs are kept so many to a byte, fewer where the fast axis or a sector is shorter."""
 
@@ -36,7 +39,7 @@ class Config:
     window: int = 1
     """Blocks of channels whose second halves follow each other in a dataflow."""
     registers: int | None = None
-    """Most registers a thread, None to leave it to the compiler; AMD's compilers are left alone."""
+    """Most registers a thread, None to leave it to the compiler."""
     packed: bool = False
     """Whether a resident program keeps 16-bit tiles as they are, instead of the converted values (CUDA alone)."""
     lanes: int = 0

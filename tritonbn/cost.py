@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .configs import SECTOR, Config, Mode
+from .configs import SECTOR, Config, Epilogue, Mode, power_of_two
 from .devices import Device
 from .geometry import FULL_ACCESS, Geometry
 
@@ -16,21 +16,32 @@ READ = {"forward": 1, "inference": 1, "backward": 2, "sums": 2}
 
 WRITTEN = {"forward": 1, "inference": 1, "backward": 1, "sums": 0}
 
-SPARE_REGISTERS = 40
-"""Registers a thread for everything but the tile; folded ones take FOLDING more, MANY_CHUNKS to be merged MERGING."""
+SPARE_REGISTERS = 32
+"""Registers a thread for everything but the tile, a few results of other chunks included; folded ones take more."""
 
-FOLDING = 16
-MERGING = 8
-MANY_CHUNKS = 16
+FOLDING = 28
 
-PACKED_ELEMENT = {"forward": (1.15, 1 / 320), "backward": (0.68, 0.0)}
-"""Registers that an element takes which is held in 16 bits, with what is computed from it; and more for each other."""
+RESULTS = 3
+"""Numbers of each chunk that are merged."""
+
+FEW_RESULTS = 6
+"""So many of them a thread take no more registers."""
+
+PACKED_ELEMENT = 1.5
+"""Registers for each element of x of a resident tile in 16 bits, forward or, with one of dy, backward."""
 
 HELD_ELEMENT = {2: 2.2, 4: 2.2, 8: 5.2}
-"""The same where it is held as it is computed with, by its bytes in memory."""
+"""The same for each element of each tensor that is held as it is computed with, by its bytes in memory."""
 
 STREAMED_ELEMENT = {"forward": 1.25, "inference": 1.0, "backward": 3.6, "sums": 2.7}
 """Registers for each element of a tile that follows another, of all tensors together."""
+
+EPILOGUE_ELEMENT = {
+    "none": dict.fromkeys(READ, 0.0),
+    "sign": {"forward": 0.6, "inference": 0.5, "backward": 1.0, "sums": 0.8},
+    "value": {"forward": 0.8, "inference": 1.0, "backward": 3.0, "sums": 2.8},
+}
+"""What an epilogue adds to these, for each element."""
 
 MOST_REGISTERS = 255
 
@@ -43,11 +54,20 @@ LATENCY = 0.7e-6
 TILE_LATENCY = 0.5e-6
 """The same for each further tile of a chunk."""
 
-WARP = 0.04e-6
+WARP = 0.06e-6
 """What each of its warps adds, since a program's warps wait for each other."""
 
 EXCHANGE = 0.4e-6
 """What waiting for the other chunks costs a program, if they start together."""
+
+HIDDEN = 0.5
+"""The part of these that others hide from the second wave on, where programs are too many to wait for each other."""
+
+LOCKSTEP = 4
+"""A channel with more chunks than one in so many of the GPU's places makes all of them wait alike."""
+
+COOPERATIVE = 1e-6
+"""What it costs a launch to find room for all of its programs at once."""
 
 PROGRAM = 2e-9
 """What starting a program costs the whole GPU."""
@@ -87,22 +107,26 @@ def accesses(geometry: Geometry, itemsize: int, config: Config) -> float:
     return max(1, min(FULL_ACCESS // itemsize, alignment))
 
 
-def registers_needed(config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device) -> int:
+def registers_needed(
+    config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device, epilogue: Epilogue
+) -> int:
     """Registers a thread that leave the compiler room for all that the tile needs."""
     per_thread = math.ceil(config.elements / (config.num_warps * device.warp_size))
-    held = per_thread * READ[mode]
     if config.strategy != "resident":
-        held = per_thread * STREAMED_ELEMENT[mode] * max(1, itemsize // 4)
+        element = STREAMED_ELEMENT[mode] * max(1, itemsize // 4)
     elif config.packed:
-        first, further = PACKED_ELEMENT[mode]
-        held *= first + further * held
+        element = PACKED_ELEMENT
     else:
-        held *= HELD_ELEMENT[itemsize]
+        element = HELD_ELEMENT[itemsize] * READ[mode]
+    element += EPILOGUE_ELEMENT[epilogue][mode] * max(1, itemsize // 4)
     narrow = FULL_ACCESS / itemsize / accesses(geometry, itemsize, config) - 1
-    more = per_thread * narrow / 4 + (FOLDING if config.lanes else 0)
-    if config.strategy == "resident" and config.chunks(geometry) > MANY_CHUNKS:
-        more += MERGING
-    return 8 * math.ceil((SPARE_REGISTERS + held + more) / 8)
+    needed = SPARE_REGISTERS + per_thread * (element + narrow / 8) + (FOLDING if config.lanes else 0)
+    if mode != "inference" and (chunks := config.chunks(geometry)) > 1:
+        merged = RESULTS * power_of_two(chunks) * config.block_c / (config.num_warps * device.warp_size)
+        if config.strategy == "resident":
+            needed += max(0, merged - FEW_RESULTS)
+        needed = max(needed, SPARE_REGISTERS + 2 * merged)
+    return 8 * math.ceil(needed / 8)
 
 
 def places(config: Config, registers: int, device: Device) -> int:
@@ -116,14 +140,22 @@ def places(config: Config, registers: int, device: Device) -> int:
     )
 
 
+def most_registers(config: Config, per_sm: int, device: Device) -> int:
+    """Registers a thread with which an SM still holds so many programs."""
+    threads = config.num_warps * device.warp_size
+    return min(MOST_REGISTERS, device.registers // (threads * max(1, per_sm)) // 8 * 8)
+
+
 def shared_needed(config: Config) -> int:
     """Bytes of shared memory that suffice for a program, with what CUDA takes for itself."""
     return RESERVED_SHARED + 8 * max(config.block_i if config.lanes else config.block_c * config.num_warps, 64)
 
 
-def modelled_time(geometry: Geometry, config: Config, itemsize: int, mode: Mode, device: Device) -> float:
+def modelled_time(
+    geometry: Geometry, config: Config, itemsize: int, mode: Mode, device: Device, epilogue: Epilogue = "none"
+) -> float:
     """Seconds from the first program's start to the last one's end; infinite where registers do not suffice."""
-    registers = config.registers or registers_needed(config, geometry, itemsize, mode, device)
+    registers = registers_needed(config, geometry, itemsize, mode, device, epilogue)
     per_sm = places(config, registers, device)
     if registers > MOST_REGISTERS or per_sm == 0:
         return math.inf
@@ -142,10 +174,11 @@ def modelled_time(geometry: Geometry, config: Config, itemsize: int, mode: Mode,
         work += ACCESS_INSTRUCTIONS * moved / accesses(geometry, itemsize, config)
         computing = config.elements * tiles * work * (1 + busy) / 2 / lanes
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1)
-        return waves * (busy * moved * chunk / share + computing + waits)
+        again = waves - 1 if chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
+        return waves * (busy * moved * chunk / share + computing) + waits * (1 + again)
 
     reads, writes, work = READ[mode], WRITTEN[mode], INSTRUCTIONS[mode]
-    time = PROGRAM * programs
+    time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
     if mode != "inference" and chunks > 1:
         time += MERGED * chunks * max(1.0, config.block_c / 64)
     if config.strategy == "resident" or mode in ("inference", "sums"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import counters, devices
-from .configs import Config, Mode, fitted, power_of_two, sign_group
+from .configs import Config, Epilogue, Mode, fitted, power_of_two, sign_group
 from .devices import Device
 from .geometry import Geometry, describe
 from .kernels import (
@@ -253,7 +253,16 @@ def cut(case: Case, share: int, mode: Mode, residual: Strides | None, *strides: 
     """The geometry of tensors, in the order of the last, with the residual (or the last) in front; and its config."""
     geometry = describe(case.shape, case.axis, strides[-1] if residual is None else residual, *strides)
     itemsize = case.dtype.itemsize
-    return geometry, fitted(choose(geometry, itemsize, mode, case.device, share), geometry, itemsize)
+    epilogue = epilogue_of(mode, case.activation, residual is not None)
+    return geometry, fitted(choose(geometry, itemsize, mode, case.device, share, epilogue), geometry, itemsize)
+
+
+def epilogue_of(mode: Mode, activation: str | None, has_residual: bool) -> Epilogue:
+    """How much a launch has to do beside the affine map, or beside its gradient."""
+    if activation == "silu":
+        return "value"
+    beside = has_residual if mode in ("forward", "inference") else activation is not None
+    return "sign" if beside else "none"
 
 
 def cut_keywords(geometry: Geometry, config: Config, case: Case) -> dict[str, Any]:
@@ -315,6 +324,7 @@ def cut_plan(
     if config.at_once:
         programs = config.at_once
     resident = kernel in (resident_forward_kernel, resident_backward_kernel)
+    numbers = 3 * padded if kernel in (forward_kernel, resident_forward_kernel) else 2 * (padded + 1)
     exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
     return Plan(
         kernel=kernel,
@@ -330,7 +340,7 @@ def cut_plan(
             *steps(geometry, residual_last=True),
         ),
         launches=tuple(((programs,), keywords | phase) for phase in phases),
-        partials=(2 * geometry.channels * (padded + 1),) if exchanges else (),
+        partials=(geometry.channels * numbers,) if exchanges else (),
         counted=SPACING.value * (2 + blocks) + blocks * padded if exchanges or always_counts else 0,
         waits=resident and chunks > 1 and not config.at_once,
         sign_bytes=sign_bytes(geometry, config, case.dtype.itemsize),

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .configs import SECTOR, Config, Mode, power_of_two
-from .cost import modelled_time, places, registers_needed
+from .configs import SECTOR, Config, Epilogue, Mode, power_of_two
+from .cost import modelled_time, most_registers, places, registers_needed
 from .counters import FRACTION
 from .devices import Device
 from .geometry import Geometry
@@ -20,8 +20,12 @@ MERGED_BY_A_THREAD = 8
 
 WARPS = (1, 2, 4, 8, 16)
 
-HELD = (8, 16, 32, 64, 128)
-"""Elements of one tensor that a thread of a resident program holds; with more, an SM holds no more in all."""
+HELD = {"planes": (8, 16, 32), "runs": (8, 16, 32), "rows": (16, 32, 64)}
+"""Elements of a tensor that a thread of a resident program holds, channels-first, folded and channels-last.
+
+Cycle-level simulation: few are best where a channel has few chunks anyway, more where so many programs would have to
+share a channel.
+"""
 
 MOST_HELD = 16384
 """Elements of one tensor that a resident program holds: with more, its warps wait for each other too often."""
@@ -41,28 +45,33 @@ SMALL_TILE = 1024
 """Elements that even channels of a few values are put together for."""
 
 
-def choose(geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int) -> Config:
+def choose(
+    geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int, epilogue: Epilogue = "none"
+) -> Config:
     """The config of least modelled time; ties go to the first. For `share` see resident."""
-    candidates = space(geometry, itemsize, mode, device, share)
-    return min(candidates, key=lambda config: modelled_time(geometry, config, itemsize, mode, device))
+    candidates = space(geometry, itemsize, mode, device, share, epilogue)
+    return min(candidates, key=lambda config: modelled_time(geometry, config, itemsize, mode, device, epilogue))
 
 
-def space(geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int) -> Iterator[Config]:
+def space(
+    geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int, epilogue: Epilogue = "none"
+) -> Iterator[Config]:
     """Every config worth considering; never empty."""
+    held = HELD["runs" if geometry.fold(itemsize) else "rows" if geometry.channels_last else "planes"]
     for tile in tiles(geometry, itemsize):
         for warps in WARPS:
             config = replace(tile, num_warps=warps)
             per_thread = config.elements // (warps * device.warp_size)
             small = warps == 1 and per_thread < STREAMED[0]
             holds = mode in ("forward", "backward") and config.elements <= MOST_HELD
-            if holds and (small or per_thread in HELD):
-                yield from resident(config, geometry, itemsize, mode, device, share)
+            if holds and (small or per_thread in held):
+                yield from resident(config, geometry, itemsize, mode, device, share, epilogue)
             if small or per_thread in STREAMED:
-                yield from streamed(replace(tile, num_warps=warps), geometry, itemsize, mode, device)
+                yield from streamed(replace(tile, num_warps=warps), geometry, itemsize, mode, device, epilogue)
 
 
 def resident(
-    config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int
+    config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int, epilogue: Epilogue
 ) -> Iterator[Config]:
     """The config as a resident one, unless its chunks must not wait for each other.
 
@@ -71,8 +80,9 @@ def resident(
     go into a cooperative launch, which does not start before the GPU can run all of its programs.
     """
     config = replace(config, strategy="resident", packed=itemsize == 2 and device.backend == "cuda")
-    config = replace(config, registers=registers_needed(config, geometry, itemsize, mode, device))
-    chunks, per_sm = config.chunks(geometry), places(config, config.registers, device)
+    needed = registers_needed(config, geometry, itemsize, mode, device, epilogue)
+    chunks, per_sm = config.chunks(geometry), places(config, needed, device)
+    config = replace(config, registers=most_registers(config, per_sm, device))
     slots = device.sm_count * per_sm
     merged = power_of_two(chunks) * config.block_c
     most_merged = min(MOST_MERGED, MERGED_BY_A_THREAD * config.num_warps * device.warp_size)
@@ -85,7 +95,9 @@ def resident(
             yield replace(config, at_once=min(slots, chunks * config.channel_blocks(geometry)))
 
 
-def streamed(config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device) -> Iterator[Config]:
+def streamed(
+    config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device, epilogue: Epilogue
+) -> Iterator[Config]:
     """One sweep; or two as a dataflow, for which one place is enough, since it is one launch where "split" is two."""
     for tiles_per_chunk in TILES_PER_CHUNK[: 1 if mode == "inference" else None]:
         if tiles_per_chunk >= 2 * config.tiles(geometry):
@@ -97,7 +109,8 @@ def streamed(config: Config, geometry: Geometry, itemsize: int, mode: Mode, devi
         if mode in ("inference", "sums"):
             yield cut
         else:
-            slots = device.sm_count * places(cut, registers_needed(cut, geometry, itemsize, mode, device), device)
+            registers = registers_needed(cut, geometry, itemsize, mode, device, epilogue)
+            slots = device.sm_count * places(cut, registers, device)
             yield replace(cut, strategy="dataflow", window=min(cut.channel_blocks(geometry), math.ceil(slots / chunks)))
 
 

@@ -12,10 +12,10 @@ import triton.language as tl
 
 from .channel import VECTORS, load_statistics, scale_and_shift
 from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
-from .gradient import input_gradient, store_gradients
+from .gradient import coefficients, input_gradient, store_gradients
 from .upstream import gradient_of_z, load_clue
-from .view import block_and_chunk, block_channels, channel_sum, load_view, spread, store_view, tiles_of_chunk
-from .welford import add_partials, load_totals, store_partials, store_totals
+from .view import block_and_chunk, block_channels, channel_sums, load_view, spread, store_view, tiles_of_chunk
+from .welford import add_sums, load_published, publish, store_sums
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -25,7 +25,7 @@ def backward_kernel(
     weight, bias,  # (C,) or None
     statistics,  # (2, C): mean, invstd
     dweight, dbias,  # (C,), written, or None
-    partials,  # (2, C, BLOCK_K), then (2, C): sums of dz and of dz (x - mean), of each chunk and of all
+    partials,  # (2, C, BLOCK_K): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all
     counters,  # of exchange.py, or None
     slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
@@ -95,22 +95,20 @@ def backward_kernel(
             sum_dz += dz
             sum_dz_x += dz * tl.where(mask, deviation, 0.0)
         if partials is not None:
-            store_partials(
-                partials, c, channels, chunk,
-                channel_sum(sum_dz, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
-                channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C), BLOCK_K,
-            )  # fmt: skip
+            chunk_dz, chunk_dz_x = channel_sums(sum_dz, sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+            store_sums(partials, c, channels, chunk, chunk_dz, chunk_dz_x, BLOCK_K)
             if last_chunk(counters, block, chunks):
-                total_dz, total_dz_x = add_partials(partials, c, channels, chunks, BLOCK_K)
+                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K)
                 store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
-                store_totals(partials, c, channels, total_dz, total_dz_x, BLOCK_K)
+                x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, outer, inner)
+                publish(partials, c, channels, x_factor, offset, BLOCK_K)
                 if PHASE == "dataflow":
                     release(counters, block, blocks, chunks, -1, BLOCK_K)
 
     if PHASE != "sums" and finishes:
         if PHASE == "dataflow":
             wait(counters, block, blocks, chunk, BLOCK_K)
-        total_dz, total_dz_x = load_totals(partials, c, channels, BLOCK_K)
+        x_factor, offset = load_published(partials, c, channels, BLOCK_K)
         for tile in range(first, last):
             gradient, _ = load_view(
                 dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
@@ -130,9 +128,7 @@ def backward_kernel(
                 gradient.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
                 ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
             )  # fmt: skip
-            gradient = input_gradient(
-                dz, deviation, scale, invstd, total_dz, total_dz_x, outer, inner, CHANNELS_LAST, FOLD, RUN
-            )
+            gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)
             store_view(
                 dx, gradient, tile, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,

@@ -20,7 +20,7 @@ def activate(z, slope, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         y = tl.where(z <= 0, 0.0, z)
     elif ACTIVATION == "leaky_relu":
-        y = tl.where(z > 0, z, z * tl.cast(slope, z.dtype))
+        y = tl.where(z > 0, z, z * tl.full(z.shape, slope, z.dtype))
     elif ACTIVATION == "silu":
         y = z * sigmoid(z)
     else:
@@ -44,7 +44,7 @@ def through_sign(dy, positive, slope, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         dz = tl.where(positive, dy, 0.0)
     else:
-        dz = tl.where(positive, dy, dy * tl.cast(slope, dy.dtype))
+        dz = tl.where(positive, dy, dy * tl.full(dy.shape, slope, dy.dtype))
     return dz
 
 

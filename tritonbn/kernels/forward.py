@@ -16,14 +16,13 @@ from .rounding import inverse_sqrt
 from .view import (
     block_and_chunk,
     block_channels,
-    channel_sum,
+    channel_sums,
     load_view,
     spread,
-    tile_mean,
     tiles_of_chunk,
     values_before,
 )
-from .welford import centred_moments, finite_or_zero, first_element, merge_chunks, store_partials
+from .welford import centred_moments, merge_chunks, store_moments, tile_centre
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -36,7 +35,7 @@ def forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
-    partials,  # (2, C, BLOCK_K) workspace: mean - first element, M2
+    partials,  # (3, C, BLOCK_K) workspace: each chunk's mean, as centre and offset, and M2
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
@@ -62,42 +61,36 @@ def forward_kernel(
     first, last = tiles_of_chunk(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
 
     if PHASE != "normalize" and sums:
-        reference = first_element(x, c, channels, x_c, ACCUMULATOR)
         value, mask = load_view(
             x, first, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
-        value = value.to(ACCUMULATOR)
         before = values_before(first, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
         count = values_before(first + 1, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN) - before
-        centre = reference + tile_mean(value, mask, reference, count, CHANNELS_LAST, FOLD, RUN)
-        centre = finite_or_zero(centre)
+        centre = tile_centre(value, count.to(ACCUMULATOR), ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
         wide_centre = spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        deviation = tl.where(mask, value - wide_centre, 0.0)
+        deviation = tl.where(mask, value.to(ACCUMULATOR) - wide_centre, 0.0)
         squares = deviation * deviation
         for tile in range(first + 1, last):
-            value, mask = load_view(
+            more, mask = load_view(
                 x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
-            value = tl.where(mask, value.to(ACCUMULATOR) - wide_centre, 0.0)
-            deviation += value
-            squares += value * value
+            further = tl.where(mask, more.to(ACCUMULATOR) - wide_centre, 0.0)
+            deviation += further
+            squares += further * further
         count = values_before(last, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN) - before
-        offset, M2 = centred_moments(
-            channel_sum(deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
-            channel_sum(squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
-            count.to(ACCUMULATOR),
-        )
-        store_partials(partials, c, channels, chunk, centre - reference + offset, M2, BLOCK_K)
+        deviation, squares = channel_sums(deviation, squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        offset, M2 = centred_moments(deviation, squares, count.to(ACCUMULATOR))
+        store_moments(partials, c, channels, chunk, centre, offset, M2, BLOCK_K)
         if last_chunk(counters, block, chunks):
-            relative_mean, variance = merge_chunks(
+            mean, variance = merge_chunks(
                 partials, c, channels, outer, inner, chunks, tiles_per_chunk,
                 BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN,
             )  # fmt: skip
             invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
             finish_channels(
-                reference + relative_mean, variance, invstd, (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR),
+                mean, variance, invstd, (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR),
                 statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
                 c, channels, block, blocks, CORRECTION, CUMULATIVE,
             )  # fmt: skip

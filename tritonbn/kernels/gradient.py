@@ -16,14 +16,17 @@ def store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x):
 
 
 @triton.jit
+def coefficients(scale, invstd, total_dz, total_dz_x, outer, inner):
+    """x_factor and offset [BLOCK_C] of dx = scale dz + x_factor (x - mean) + offset."""
+    values = (tl.cast(outer, tl.int64) * inner).to(scale.dtype)
+    return -scale * invstd * invstd * (total_dz_x / values), -scale * (total_dz / values)
+
+
+@triton.jit
 def input_gradient(
-    dz, deviation, scale, invstd, total_dz, total_dz_x, outer, inner,
-    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
+    dz, deviation, scale, x_factor, offset, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr
+):
     """A tile of dx from those of dz and x - mean."""
-    values = (tl.cast(outer, tl.int64) * inner).to(dz.dtype)
-    slope = -scale * invstd * invstd * (total_dz_x / values)
-    offset = -scale * (total_dz / values)
-    gradient = deviation * spread(slope, CHANNELS_LAST, FOLD, RUN, dz.shape[2])
+    gradient = deviation * spread(x_factor, CHANNELS_LAST, FOLD, RUN, dz.shape[2])
     gradient += spread(offset, CHANNELS_LAST, FOLD, RUN, dz.shape[2])
     return gradient + dz * spread(scale, CHANNELS_LAST, FOLD, RUN, dz.shape[2])

@@ -8,12 +8,12 @@ import triton.language as tl
 
 from .channel import VECTORS, load_statistics, scale_and_shift
 from .exchange import last_chunk, meet, my_items
-from .gradient import input_gradient, store_gradients
+from .gradient import coefficients, input_gradient, store_gradients
 from .hold import as_loaded
 from .resident_forward import EVERYONE_MERGES
 from .upstream import gradient_of_z, load_clue
-from .view import block_channels, channel_sum, load_view, spread, store_view
-from .welford import add_partials, load_totals, store_partials, store_totals
+from .view import block_channels, channel_sums, load_view, spread, store_view
+from .welford import add_sums, load_published, publish, store_sums
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -23,7 +23,7 @@ def resident_backward_kernel(
     weight, bias,  # (C,) or None
     statistics,  # (2, C): mean, invstd
     dweight, dbias,  # (C,), written, or None
-    partials,  # (2, C, BLOCK_K), then (2, C): sums of dz and of dz (x - mean), of each chunk and of all
+    partials,  # (2, C, BLOCK_K): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all
     counters,  # of exchange.py, or None
     slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
@@ -57,6 +57,8 @@ def resident_backward_kernel(
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
         held_dy, held_x = as_loaded(held_dy, PACKED), as_loaded(held_x, PACKED)
+        if residual is not None:
+            clue = as_loaded(clue, PACKED)
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         deviation = held_x.to(ACCUMULATOR) - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
@@ -66,28 +68,36 @@ def resident_backward_kernel(
         )  # fmt: skip
         if dresidual is not None:
             store_view(
-                dresidual, dz, chunk, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+                dresidual, dz, chunk, block, c, channels, outer, outer_1, outer_2, inner,
+                dx_o0, dx_o1, dx_o2, dx_c, dx_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
-        total_dz = channel_sum(tl.where(mask, dz, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-        total_dz_x = channel_sum(tl.where(mask, dz * deviation, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        dz = tl.where(mask, dz, 0.0)
+        deviation = tl.where(mask, deviation, 0.0)
+        total_dz, total_dz_x = channel_sums(dz, dz * deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
 
         last = True
         if BLOCK_K > 1:
-            store_partials(partials, c, channels, chunk, total_dz, total_dz_x, BLOCK_K)
+            store_sums(partials, c, channels, chunk, total_dz, total_dz_x, BLOCK_K)
             last = last_chunk(counters, block, chunks)
-            if BLOCK_K <= EVERYONE_MERGES:
+            if BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
                 meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-                total_dz, total_dz_x = add_partials(partials, c, channels, chunks, BLOCK_K)
+                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K)
             elif last:
-                total_dz, total_dz_x = add_partials(partials, c, channels, chunks, BLOCK_K)
-                store_totals(partials, c, channels, total_dz, total_dz_x, BLOCK_K)
+                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K)
         if last:
             store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
-        if BLOCK_K > EVERYONE_MERGES:
+        if BLOCK_K == 1 or BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
+            x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, outer, inner)
+        else:
+            if last:
+                first, second = coefficients(scale, invstd, total_dz, total_dz_x, outer, inner)
+                publish(partials, c, channels, first, second, BLOCK_K)
             meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-            total_dz, total_dz_x = load_totals(partials, c, channels, BLOCK_K)
+            x_factor, offset = load_published(partials, c, channels, BLOCK_K)
         held_dy, held_x = as_loaded(held_dy, PACKED), as_loaded(held_x, PACKED)
+        if residual is not None:
+            clue = as_loaded(clue, PACKED)
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         deviation = held_x.to(ACCUMULATOR) - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
@@ -95,9 +105,7 @@ def resident_backward_kernel(
             held_dy.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
             ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
         )  # fmt: skip
-        gradient = input_gradient(
-            dz, deviation, scale, invstd, total_dz, total_dz_x, outer, inner, CHANNELS_LAST, FOLD, RUN
-        )
+        gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)
         store_view(
             dx, gradient, chunk, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,

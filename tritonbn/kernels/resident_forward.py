@@ -9,11 +9,11 @@ from .exchange import last_chunk, meet, my_items
 from .finish import finish_channels
 from .hold import as_loaded
 from .rounding import inverse_sqrt
-from .view import block_channels, channel_sum, load_view, spread, values_before
-from .welford import first_element, merge_chunks, store_partials
+from .view import block_channels, channel_sums, load_view, spread, values_before
+from .welford import centred_moments, merge_chunks, store_moments, tile_centre
 
-EVERYONE_MERGES = tl.constexpr(16)
-"""Up to so many chunks every program merges them itself; of more, the last to arrive does, and publishes the result."""
+EVERYONE_MERGES = tl.constexpr(4)
+"""Up to so many results of chunks every program merges them itself; of more, the last to arrive does, and publishes."""
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -26,7 +26,7 @@ def resident_forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
-    partials,  # (2, C, BLOCK_K) workspace: mean - first element, M2
+    partials,  # (3, C, BLOCK_K) workspace: each chunk's mean, as centre and offset, and M2
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
@@ -50,32 +50,29 @@ def resident_forward_kernel(
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
         held = as_loaded(held, PACKED)
-        reference = first_element(x, c, channels, x_c, ACCUMULATOR)
         count = values_before(chunk + 1, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
-        count -= values_before(chunk, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
-        wide_reference = spread(reference, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        relative = tl.where(mask, held.to(ACCUMULATOR) - wide_reference, 0.0)
-        relative_mean = channel_sum(relative, CHANNELS_LAST, FOLD, RUN, BLOCK_C) / count.to(ACCUMULATOR)
+        count = (count - values_before(chunk, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)).to(ACCUMULATOR)
+        centre = tile_centre(held, count, ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
         held = as_loaded(held, PACKED)
-        deviation = held.to(ACCUMULATOR) - wide_reference - spread(relative_mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        M2 = channel_sum(tl.where(mask, deviation * deviation, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-        variance = M2 / count.to(ACCUMULATOR)
+        deviation = held.to(ACCUMULATOR) - spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        deviation = tl.where(mask, deviation, 0.0)
+        deviation, squares = channel_sums(deviation, deviation * deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        offset, M2 = centred_moments(deviation, squares, count)
+        mean, variance = centre + offset, M2 / count
 
         last = True
         if BLOCK_K > 1:
-            store_partials(partials, c, channels, chunk, relative_mean, M2, BLOCK_K)
+            store_moments(partials, c, channels, chunk, centre, offset, M2, BLOCK_K)
             last = last_chunk(counters, block, chunks)
-            if BLOCK_K <= EVERYONE_MERGES:
+            if BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
                 meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-                relative_mean, variance = merge_chunks(
+                mean, variance = merge_chunks(
                     partials, c, channels, outer, inner, chunks, 1, BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN
                 )
             elif last:
-                relative_mean, variance = merge_chunks(
+                mean, variance = merge_chunks(
                     partials, c, channels, outer, inner, chunks, 1, BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN
                 )
-            reference = first_element(x, c, channels, x_c, ACCUMULATOR)  # read again, not to be kept while waiting
-        mean = reference + relative_mean
         invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
         if last:
             finish_channels(
@@ -83,7 +80,7 @@ def resident_forward_kernel(
                 statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
                 c, channels, block, blocks, CORRECTION, CUMULATIVE,
             )  # fmt: skip
-        if BLOCK_K > EVERYONE_MERGES:
+        if BLOCK_K > 1 and BLOCK_C * BLOCK_K > EVERYONE_MERGES:
             meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
             mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)

@@ -6,8 +6,17 @@ Tiles of a block are numbered; a chunk is a run of `tiles_per_chunk` of them.
 import triton
 import triton.language as tl
 
-from .fold import over_run, run_indices, run_mask, run_offsets, run_sum
-from .tile import chunk_tiles, elements_before, over_tile, tile_indices, tile_mask, tile_offsets, tile_sum
+from .fold import over_run, run_indices, run_mask, run_offsets, run_sum, run_sums
+from .tile import (
+    chunk_tiles,
+    elements_before,
+    over_tile,
+    tile_indices,
+    tile_mask,
+    tile_offsets,
+    tile_sum,
+    tile_sums,
+)
 
 
 @triton.jit
@@ -103,6 +112,19 @@ def channel_sum(
 
 
 @triton.jit
+def channel_sums(
+    first, second,
+    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The same of two tiles."""
+    if RUN:
+        one, other = run_sums(first, second, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+    else:
+        one, other = tile_sums(first, second)
+    return one, other
+
+
+@triton.jit
 def spread(
     value,
     CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_I: tl.constexpr,
@@ -113,13 +135,6 @@ def spread(
     else:
         wide = over_tile(value)
     return wide
-
-
-@triton.jit
-def tile_mean(value, mask, reference, count, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr):
-    """The mean [BLOCK_C] of a tile with `count` values a channel, minus `reference`, by the exact differences."""
-    relative = tl.where(mask, value - spread(reference, CHANNELS_LAST, FOLD, RUN, value.shape[2]), 0.0)
-    return channel_sum(relative, CHANNELS_LAST, FOLD, RUN, reference.shape[0]) / count.to(value.dtype)
 
 
 @triton.jit

@@ -1,15 +1,15 @@
 """Welford statistics in blocks: the mean and M2 of a chunk from centred values, chunks merged by Chan's rule.
 
-Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). Values centred on the exact mean of the
+Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). Values centred on the mean of the
 chunk's first tile lose digits only where that tile is unlike the rest: at worst in proportion to the tiles per chunk.
-Parts merge as M2 = M2_a + M2_b + delta^2 n_a n_b / n, here for all chunks of a channel at once. The means of chunks
-are published minus the channel's first element, so that a mean far larger than the deviation costs them no digits.
+Parts merge as M2 = M2_a + M2_b + delta^2 n_a n_b / n, here for all chunks of a channel at once. A chunk's mean is
+published in two parts, the centre and what was found relative to it: one far above the deviation costs no digits.
 """
 
 import triton
 import triton.language as tl
 
-from .view import tiles_of_chunk, values_before
+from .view import channel_sum, tiles_of_chunk, values_before
 
 
 @triton.jit
@@ -19,9 +19,19 @@ def finite_or_zero(value):
 
 
 @triton.jit
-def first_element(x, c, channels, stride_c, ACCUMULATOR: tl.constexpr):
-    """The value [BLOCK_C] to which the means of all chunks of a channel are relative."""
-    return finite_or_zero(tl.load(x + c * stride_c, c < channels, other=0.0).to(ACCUMULATOR))
+def tile_centre(
+    held, count,
+    ACCUMULATOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """About the mean [BLOCK_C] of a tile with `count` values a channel and zeros elsewhere, without overflow.
+
+    Of 16-bit tiles a value of their own dtype: differences to it are exact, and zero where all values are the same.
+    """
+    centre = channel_sum(held.to(ACCUMULATOR) * (1.0 / count), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+    if held.dtype.primitive_bitwidth == 16:
+        centre = centre.to(held.dtype).to(ACCUMULATOR)
+    return finite_or_zero(centre)
 
 
 @triton.jit
@@ -33,50 +43,63 @@ def centred_moments(deviation, squares, count):
 
 
 @triton.jit
-def partial_pointers(partials, c, channels, chunk, BLOCK_K: tl.constexpr):
-    """Where a chunk's two numbers for each channel lie in partials (2, C, BLOCK_K)."""
-    first = partials + c * BLOCK_K + chunk
-    return first, first + tl.cast(channels, c.dtype) * BLOCK_K
+def partial_pointers(partials, number, c, channels, chunk, BLOCK_K: tl.constexpr):
+    """Where one of a chunk's numbers for each channel lies in partials (numbers, C, BLOCK_K)."""
+    return partials + (number * tl.cast(channels, c.dtype) + c) * BLOCK_K + chunk
 
 
 @triton.jit
-def store_partials(partials, c, channels, chunk, first, second, BLOCK_K: tl.constexpr):
-    """Write a chunk's two numbers [BLOCK_C] to partials (2, C, BLOCK_K)."""
-    first_at, second_at = partial_pointers(partials, c, channels, chunk, BLOCK_K)
-    tl.store(first_at, first, c < channels)
-    tl.store(second_at, second, c < channels)
+def store_partials(partials, number, c, channels, chunk, value, BLOCK_K: tl.constexpr):
+    """Write one of a chunk's numbers [BLOCK_C]."""
+    tl.store(partial_pointers(partials, number, c, channels, chunk, BLOCK_K), value, c < channels)
 
 
 @triton.jit
-def load_partials(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
-    """Both numbers [BLOCK_C, BLOCK_K] of every chunk, zero where there is none; whole rows, so by wide loads."""
+def load_partials(partials, number, c, channels, chunks, BLOCK_K: tl.constexpr):
+    """One number [BLOCK_C, BLOCK_K] of every chunk, zero where there is none; whole rows, so by wide loads."""
     k = tl.arange(0, BLOCK_K)[None, :]
-    first, second = partial_pointers(partials, c[:, None], channels, k, BLOCK_K)
-    mask = (c < channels)[:, None]
-    first, second = tl.load(first, mask, other=0.0), tl.load(second, mask, other=0.0)
-    return tl.where(k < chunks, first, 0.0), tl.where(k < chunks, second, 0.0)
+    value = tl.load(
+        partial_pointers(partials, number, c[:, None], channels, k, BLOCK_K), (c < channels)[:, None], other=0.0
+    )
+    return tl.where(k < chunks, value, 0.0)
 
 
 @triton.jit
-def add_partials(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
-    """Both numbers [BLOCK_C] summed over all chunks, in one and the same order."""
-    first, second = load_partials(partials, c, channels, chunks, BLOCK_K)
+def store_sums(partials, c, channels, chunk, first, second, BLOCK_K: tl.constexpr):
+    """Write a chunk's two sums [BLOCK_C] of a backward pass to partials (2, C, BLOCK_K)."""
+    store_partials(partials, 0, c, channels, chunk, first, BLOCK_K)
+    store_partials(partials, 1, c, channels, chunk, second, BLOCK_K)
+
+
+@triton.jit
+def add_sums(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
+    """Both sums [BLOCK_C] over all chunks, in one and the same order."""
+    first = load_partials(partials, 0, c, channels, chunks, BLOCK_K)
+    second = load_partials(partials, 1, c, channels, chunks, BLOCK_K)
     return tl.sum(first, 1), tl.sum(second, 1)
 
 
 @triton.jit
-def store_totals(partials, c, channels, first, second, BLOCK_K: tl.constexpr):
-    """Write two numbers [BLOCK_C] behind the partials, as (2, C)."""
-    totals = partials + 2 * tl.cast(channels, c.dtype) * BLOCK_K
-    tl.store(totals + c, first, c < channels)
-    tl.store(totals + channels + c, second, c < channels)
+def publish(partials, c, channels, first, second, BLOCK_K: tl.constexpr):
+    """Write two numbers [BLOCK_C] for all chunks to read behind the sums of each, as (2, C)."""
+    published = partials + 2 * tl.cast(channels, c.dtype) * BLOCK_K
+    tl.store(published + c, first, c < channels)
+    tl.store(published + channels + c, second, c < channels)
 
 
 @triton.jit
-def load_totals(partials, c, channels, BLOCK_K: tl.constexpr):
+def load_published(partials, c, channels, BLOCK_K: tl.constexpr):
     """The two numbers [BLOCK_C] back."""
-    totals = partials + 2 * tl.cast(channels, c.dtype) * BLOCK_K
-    return tl.load(totals + c, c < channels, other=0.0), tl.load(totals + channels + c, c < channels, other=0.0)
+    published = partials + 2 * tl.cast(channels, c.dtype) * BLOCK_K
+    return tl.load(published + c, c < channels, other=0.0), tl.load(published + channels + c, c < channels, other=0.0)
+
+
+@triton.jit
+def store_moments(partials, c, channels, chunk, centre, offset, M2, BLOCK_K: tl.constexpr):
+    """Write a chunk's mean, as centre + offset, and M2 [BLOCK_C] to partials (3, C, BLOCK_K)."""
+    store_partials(partials, 0, c, channels, chunk, centre, BLOCK_K)
+    store_partials(partials, 1, c, channels, chunk, offset, BLOCK_K)
+    store_partials(partials, 2, c, channels, chunk, M2, BLOCK_K)
 
 
 @triton.jit
@@ -85,15 +108,19 @@ def merge_chunks(
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, INDEX: tl.constexpr,
     FOLD: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    """Mean minus first element, and biased variance [BLOCK_C], of all chunks, merged in one and the same order."""
-    chunk_mean, chunk_M2 = load_partials(partials, c, channels, chunks, BLOCK_K)
+    """Mean and biased variance [BLOCK_C] of all chunks, merged in one and the same order."""
+    centre = load_partials(partials, 0, c, channels, chunks, BLOCK_K)
+    offset = load_partials(partials, 1, c, channels, chunks, BLOCK_K)
+    chunk_M2 = load_partials(partials, 2, c, channels, chunks, BLOCK_K)
     k = tl.arange(0, BLOCK_K)
+    reference = tl.sum(tl.where((k == 0)[None, :], centre, 0.0), 1, keep_dims=True)
     first, last = tiles_of_chunk(k, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
     count = values_before(last, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
     count -= values_before(first, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
     total = (tl.cast(outer, INDEX) * inner).to(chunk_M2.dtype)
-    mean, variance = merge_parts(chunk_mean, chunk_M2, count.to(chunk_M2.dtype)[None, :], total, 1)
-    return tl.reshape(mean, c.shape), tl.reshape(variance, c.shape)
+    share = count.to(chunk_M2.dtype)[None, :]
+    mean, variance = merge_parts(centre - reference + offset, chunk_M2, share, total, 1)
+    return tl.reshape(reference + mean, c.shape), tl.reshape(variance, c.shape)
 
 
 @triton.jit

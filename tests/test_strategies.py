@@ -1,0 +1,172 @@
+"""Every strategy against the float64 reference, with any number of chunks a channel; the same bits in any order."""
+
+import pytest
+import torch
+from interleaving import side_by_side
+from support import DEVICE, DTYPES, compare, random, vector
+from test_epilogue import check
+
+import tritonbn
+from tritonbn import reference
+from tritonbn.configs import Config, fitted
+from tritonbn.geometry import describe
+
+FIRST, LAST = torch.contiguous_format, torch.channels_last
+
+SLOTS = 64
+"""Enough for all chunks of a channel in these tests."""
+
+STRATEGIES = ["resident", "dataflow", "split"]
+
+CUTS = {
+    "one chunk": ((2, 3, 1, 5), FIRST, (1, 2, 8), 1),
+    "one chunk, channels last": ((2, 20, 1, 3), LAST, (8, 1, 8), 1),
+    "two chunks": ((3, 3, 2, 3), FIRST, (1, 2, 8), 2),
+    "two chunks, channels last": ((2, 20, 2, 3), LAST, (8, 1, 8), 2),
+    "seven chunks": ((7, 5, 1, 4), FIRST, (2, 1, 4), 7),
+    "seven chunks, channels last": ((7, 8, 1, 4), LAST, (8, 1, 4), 7),
+    "last chunk of one element": ((1, 3, 1, 9), FIRST, (1, 1, 8), 2),
+    "last chunk of one pixel": ((3, 20, 1, 3), LAST, (8, 1, 4), 3),
+    "planes folded": ((3, 12, 7, 7), FIRST, (1, 1, 1), 3),
+    "planes folded, last chunk of one run": ((5, 8, 7, 7), FIRST, (1, 2, 1), 3),
+    "pixels folded": ((2, 3, 9, 9), LAST, (1, 1, 1), 3),
+}
+"""Shape and memory format of x, the tile, and the chunks of a channel if each is one tile."""
+
+
+def chunks_of(x, sizes):
+    geometry = describe(x.shape, 1, x.stride())
+    return fitted(Config(*sizes), geometry, x.element_size()).chunks(geometry)
+
+
+def vectors(channels, dtype=torch.float32):
+    return {
+        "weight": vector(channels, dtype, 2),
+        "bias": vector(channels, dtype, 3),
+        "running_mean": vector(channels, dtype, 4),
+        "running_var": vector(channels, dtype, 5, positive=True),
+    }
+
+
+def pair(shape, memory_format, dtype=torch.float32):
+    """x, and a gradient or a residual that lies alike."""
+    return (random(shape, dtype, seed).contiguous(memory_format=memory_format) for seed in (0, 1))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("shape", "memory_format", "sizes", "chunks"), CUTS.values(), ids=CUTS)
+def test_cuts(cut, shape, memory_format, sizes, chunks, strategy):
+    x, dy = pair(shape, memory_format)
+    assert chunks_of(x, sizes) == chunks
+    cut(*sizes, 1, strategy=strategy, window=2)
+    with side_by_side(0, SLOTS):
+        compare(x, dy=dy, **vectors(shape[1]))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("shape", "memory_format", "sizes"),
+    [((49, 2, 1, 3), FIRST, (2, 1, 4)), ((49, 8, 1, 2), LAST, (8, 1, 2))],
+    ids=["first", "last"],
+)
+def test_so_many_chunks_that_only_one_merges_them(cut, shape, memory_format, sizes, strategy):
+    x, dy = pair(shape, memory_format)
+    assert chunks_of(x, sizes) == 49
+    cut(*sizes, 1, strategy=strategy, window=2)
+    with side_by_side(0, SLOTS):
+        compare(x, dy=dy, **vectors(shape[1]))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("shape", [(9, 3), (9, 20)])
+def test_rows_of_channels(cut, shape, strategy):
+    cut(4, 1, 4, 1, strategy=strategy, window=2)
+    with side_by_side(0, SLOTS):
+        compare(random(shape), **vectors(shape[1]))
+
+
+@pytest.mark.parametrize("programs", [7, 10, 64])
+def test_programs_that_take_chunk_after_chunk(cut, programs):
+    """Five blocks of seven chunks, taken by as many programs as chunks, by more, and by more than there are chunks."""
+    cut(1, 1, 4, 1, strategy="resident", at_once=min(programs, 5 * 7))
+    with side_by_side(0, SLOTS):
+        compare(random((7, 5, 4)), **vectors(5))
+
+
+@pytest.mark.parametrize(("strategy", "window"), [("split", 1), ("dataflow", 1), ("dataflow", 3), ("dataflow", 8)])
+def test_chunks_of_several_tiles(cut, strategy, window):
+    """Seven tiles in chunks of three, the last of one; five blocks in windows that they do not fill."""
+    cut(1, 1, 4, 3, strategy=strategy, window=window)
+    with side_by_side(0, SLOTS):
+        compare(random((7, 5, 4)), **vectors(5))
+
+
+@pytest.mark.parametrize(
+    ("cuts", "dtype"),
+    [
+        *(("two chunks", dtype) for dtype in DTYPES),
+        ("two chunks, channels last", torch.float16),
+        ("last chunk of one pixel", torch.bfloat16),
+        ("planes folded", torch.float16),
+        ("pixels folded", torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_dtypes(cut, cuts, strategy, dtype):
+    shape, memory_format, sizes, _ = CUTS[cuts]
+    x, dy = pair(shape, memory_format, dtype)
+    cut(*sizes, 1, strategy=strategy, window=2)
+    with side_by_side(0, SLOTS):
+        compare(x, dy=dy, **vectors(shape[1], dtype))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("cuts", ["two chunks", "last chunk of one pixel", "planes folded", "pixels folded"])
+def test_epilogues(cut, cuts, strategy):
+    shape, memory_format, sizes, _ = CUTS[cuts]
+    x, residual = pair(shape, memory_format)
+    cut(*sizes, 1, strategy=strategy, window=2)
+    with side_by_side(0, SLOTS):
+        check(x, residual, "relu", training=True, dy=residual)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("cuts", ["one chunk", "two chunks", "last chunk of one pixel"])
+def test_cumulative_average(cut, cuts, strategy):
+    """Every block of channels reads the number of batches before the last one counts this batch, once."""
+    shape, memory_format, sizes, _ = CUTS[cuts]
+    x, _ = pair(shape, memory_format)
+    mean, var = vector(shape[1], torch.float32, 4), vector(shape[1], torch.float32, 5, positive=True)
+    truth = reference.batch_norm(x.double(), mean, var, training=True, momentum=1 / 6)
+    counter = torch.tensor(5, device=DEVICE)
+    cut(*sizes, 1, strategy=strategy, window=2)
+    with side_by_side(0, SLOTS):
+        tritonbn.batch_norm(x, mean, var, training=True, momentum=None, num_batches_tracked=counter)
+    assert counter.item() == 6
+    torch.testing.assert_close(mean, truth.running_mean.float())
+    torch.testing.assert_close(var, truth.running_var.float())
+
+
+def trained(x, residual):
+    """All that a training step computes."""
+    given = vectors(x.shape[1])
+    leaves = [t.clone().requires_grad_() for t in (x, residual, given["weight"], given["bias"])]
+    running = given["running_mean"], given["running_var"]
+    y = tritonbn.batch_norm(
+        leaves[0], *running, *leaves[2:], training=True, residual=leaves[1], activation="leaky_relu"
+    )
+    return y.detach(), *running, *torch.autograd.grad(y, leaves, residual)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("cuts", ["two chunks", "last chunk of one pixel"])
+def test_the_same_bits_in_any_order(cut, cuts, strategy):
+    shape, memory_format, sizes, chunks = CUTS[cuts]
+    x, residual = pair(shape, memory_format)
+    cut(*sizes, 1, strategy=strategy, window=2)
+    results = []
+    for seed in range(3):
+        with side_by_side(seed, chunks + seed, shuffled=seed % 2 == 1):
+            results.append(trained(x, residual))
+    for others in results[1:]:
+        assert all(map(torch.equal, results[0], others))
