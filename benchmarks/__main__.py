@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tritonbn.launch import INTERPRETED
 
-from . import resnet, training
+from . import host, modelled, resnet, training
 
 FULL_STEPS = 600
 SHORT_STEPS = 15
@@ -42,6 +42,7 @@ def on_gpu(arguments: argparse.Namespace, console: Console) -> int:
     training.show(*runs, "the Triton kernels", console)
     right = resnet.check_layers(device, resnet.BATCH, GPU_ELEMENTS, console)
     resnet.time_layers(device, console)
+    host.show(console)
     return 0 if right else 1
 
 
@@ -51,6 +52,7 @@ def without_gpu(arguments: argparse.Namespace, console: Console) -> int:
     runs = training.train(torch.device("cpu"), arguments.steps or FULL_STEPS, console)
     training.show(*runs, "ATen on the CPU (tritonbn sends CPU tensors there)", console)
     resnet.compile_layers(arguments.target, console)
+    modelled.show(host.show(console), console)
     command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
     return subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=False).returncode
 

@@ -60,8 +60,8 @@ WARP = 0.06e-6
 EXCHANGE = 0.4e-6
 """What waiting for the other chunks costs a program, if they start together."""
 
-HIDDEN = 0.5
-"""The part of these that others hide from the second wave on, where programs are too many to wait for each other."""
+HIDDEN = 0.8
+"""The part of these, and of computing, that other programs hide from the second wave on, if not all wait alike."""
 
 LOCKSTEP = 4
 """A channel with more chunks than one in so many of the GPU's places makes all of them wait alike."""
@@ -169,13 +169,15 @@ def modelled_time(
     share = device.bandwidth / min(device.sm_count, max(programs, device.sm_count / FASTEST_SM))
     lanes = LANES * min(1.0, config.num_warps * (1 + busy) / 8) * device.clock
 
+    waiting = config.strategy == "resident" and chunks > 1
+
     def sweep(moved: float, work: float, waits: float) -> float:
         """All programs once, each moving as many bytes as `moved` chunks, in `work` instructions an element."""
         work += ACCESS_INSTRUCTIONS * moved / accesses(geometry, itemsize, config)
         computing = config.elements * tiles * work * (1 + busy) / 2 / lanes
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1)
-        again = waves - 1 if chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
-        return waves * (busy * moved * chunk / share + computing) + waits * (1 + again)
+        again = waves - 1 if waiting and chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
+        return waves * busy * moved * chunk / share + (computing + waits) * (1 + again)
 
     reads, writes, work = READ[mode], WRITTEN[mode], INSTRUCTIONS[mode]
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)

@@ -56,18 +56,28 @@ def choose(
 def space(
     geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int, epilogue: Epilogue = "none"
 ) -> Iterator[Config]:
-    """Every config worth considering; never empty."""
-    held = HELD["runs" if geometry.fold(itemsize) else "rows" if geometry.channels_last else "planes"]
+    """Every config worth considering, never none: resident ones if there are any, since nothing else has beaten them."""
+    if mode in ("forward", "backward"):
+        held = HELD["runs" if geometry.fold(itemsize) else "rows" if geometry.channels_last else "planes"]
+        found = False
+        for config in with_warps(geometry, itemsize, device, held):
+            if config.elements <= MOST_HELD:
+                for candidate in resident(config, geometry, itemsize, mode, device, share, epilogue):
+                    found = True
+                    yield candidate
+        if found:
+            return
+    for config in with_warps(geometry, itemsize, device, STREAMED):
+        yield from streamed(config, geometry, itemsize, mode, device, epilogue)
+
+
+def with_warps(geometry: Geometry, itemsize: int, device: Device, per_thread: tuple[int, ...]) -> Iterator[Config]:
+    """Every tile with as many warps as give a thread so many elements, or fewer where a tile is too small for that."""
     for tile in tiles(geometry, itemsize):
         for warps in WARPS:
-            config = replace(tile, num_warps=warps)
-            per_thread = config.elements // (warps * device.warp_size)
-            small = warps == 1 and per_thread < STREAMED[0]
-            holds = mode in ("forward", "backward") and config.elements <= MOST_HELD
-            if holds and (small or per_thread in held):
-                yield from resident(config, geometry, itemsize, mode, device, share, epilogue)
-            if small or per_thread in STREAMED:
-                yield from streamed(replace(tile, num_warps=warps), geometry, itemsize, mode, device, epilogue)
+            elements = tile.elements // (warps * device.warp_size)
+            if elements in per_thread or (warps == 1 and elements < STREAMED[0]):
+                yield replace(tile, num_warps=warps)
 
 
 def resident(

@@ -10,6 +10,7 @@ from tritonbn import targets
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950"]
 ROUND = (32, 64, 32, 32)
+FIRST, LAST = torch.contiguous_format, torch.channels_last
 
 
 def launches(architecture, shape, dtype, memory_format=torch.contiguous_format, vectors=torch.float32):
@@ -53,6 +54,43 @@ def test_round_shapes_are_read_and_written_16_bytes_at_a_time(architecture, dtyp
         assert found.loads.get(16, 0) >= reads * needed, launch
         assert found.stores.get(16, 0) >= writes * needed, launch
         assert found.stores.get(2, 0) == 0, "a tensor of 16 bits is written 2 bytes at a time"
+
+
+NETWORKS = {
+    "ResNet-50, stem": ((32, 64, 112, 112), FIRST, 16),
+    "ResNet-50, stage 1": ((32, 256, 56, 56), FIRST, 16),
+    "ResNet-50, stage 2": ((32, 512, 28, 28), FIRST, 16),
+    "ResNet-50, stage 3": ((32, 1024, 14, 14), FIRST, 8),
+    "ResNet-50, stage 4": ((32, 2048, 7, 7), FIRST, 16),
+    "ResNet-50, stage 1, channels last": ((32, 64, 56, 56), LAST, 16),
+    "ResNet-50, stage 4, channels last": ((32, 2048, 7, 7), LAST, 16),
+    "UNet": ((8, 64, 256, 256), FIRST, 16),
+    "ConvNeXt": ((32, 96, 56, 56), LAST, 16),
+    "MLP": ((4096, 512), FIRST, 16),
+    "four channels": ((8, 4, 128, 128), LAST, 8),
+}
+"""Shape and memory format of x, and the widest access of 16-bit values that the layout allows."""
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize(("shape", "memory_format", "width"), NETWORKS.values(), ids=NETWORKS)
+def test_layers_that_people_run(architecture, shape, memory_format, width):
+    """One launch each way, no spill, and never two bytes at a time."""
+    done = launches(architecture, shape, torch.bfloat16, memory_format)
+    assert [launch.kernel.replace("resident_", "") for launch in done] == [
+        "forward_kernel",
+        "backward_kernel",
+        "inference_kernel",
+    ]
+    for launch in done:
+        reads, writes = sweeps(launch)
+        found = launch.resources
+        needed = accesses(launch, 2, width)
+        assert needed >= 1
+        assert found.spills == 0
+        assert found.loads.get(width, 0) >= reads * needed, launch
+        assert found.stores.get(width, 0) >= writes * needed, launch
+        assert not {1, 2} & (found.loads.keys() | found.stores.keys()), launch
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_100", "gfx942"])
