@@ -38,6 +38,22 @@ def inputs(
     return x.requires_grad_(), weight.requires_grad_(), torch.zeros_like(weight).requires_grad_(), dy
 
 
+def by_aten(*arguments: Any) -> Tensor:
+    """torch's batch norm on its own kernels, without cuDNN or MIOpen."""
+    with torch.backends.cudnn.flags(enabled=False):
+        return F.batch_norm(*arguments)
+
+
+def providers() -> dict[str, Callable[..., Tensor]]:
+    """Who is timed: ours first."""
+    return {
+        "tritonbn": tritonbn.batch_norm,
+        "torch, cuDNN": F.batch_norm,
+        "torch, ATen": by_aten,
+        "torch.compile": torch.compile(F.batch_norm, fullgraph=True),
+    }
+
+
 def training_forward(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Tensor]:
     """A call of the function in training, with running buffers of its own."""
     buffers = torch.zeros_like(weight.detach()), torch.ones_like(weight.detach())
@@ -50,24 +66,24 @@ def training_backward(y: Tensor, leaves: list[Tensor], dy: Tensor) -> Callable[[
 
 
 def time_layers(device: torch.device, console: Console) -> None:
-    """Measure forward and backward of tritonbn and torch (cuDNN where torch picks it), every layer, both layouts."""
+    """Measure forward and backward of every provider, every layer, both layouts."""
+    functions = providers()
     gpu = torch.get_device_module(device).get_device_name(device)
-    table = Table(title=f"ResNet-50, batch {BATCH}, {DTYPE}, measured on {gpu}")
-    for column in ("layer", "layout", "forward us", "torch", "ratio", "backward us", "torch", "ratio"):
-        table.add_column(column, justify="left" if column in ("layer", "layout") else "right")
+    table = Table(title=f"ResNet-50, batch {BATCH}, {DTYPE}, measured on {gpu}: microseconds, and how many times ours")
+    for column in ("layer", "layout", "pass", *functions):
+        table.add_column(column, justify="left" if column in ("layer", "layout", "pass") else "right")
     cases = [(layer, name) for layer in RESNET50 for name in FORMATS]
     with Progress(console=console) as progress:
         for layer, name in progress.track(cases, description="timing layers"):
             x, weight, bias, dy = inputs(layer.shape(BATCH), device, FORMATS[name])
-            forwards = [training_forward(f, x, weight, bias) for f in (tritonbn.batch_norm, F.batch_norm)]
+            forwards = [training_forward(function, x, weight, bias) for function in functions.values()]
             backwards = [training_backward(forward(), [x, weight, bias], dy) for forward in forwards]
-            cells = []
-            for pair in (forwards, backwards):
-                ours, theirs = (times.median * 1000 for times in interleaved(pair, device))
-                cells += [f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}x"]
-            table.add_row(times((layer.channels, *layer.spatial)), name, *cells)
+            for which, calls in (("forward", forwards), ("backward", backwards)):
+                ours, *theirs = (times.median * 1000 for times in interleaved(calls, device))
+                cells = [f"{ours:.1f}", *(f"{their:.1f} {their / ours:.2f}x" for their in theirs)]
+                table.add_row(times((layer.channels, *layer.spatial)), name, which, *cells)
     console.print(table)
-    console.print("ratio: how many times as fast as torch; cold L2, medians of 30 interleaved rounds\n")
+    console.print("cold L2, medians of 30 interleaved rounds\n")
 
 
 def check_layers(device: torch.device, batch: int, most_elements: int, console: Console) -> bool:

@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 
 import tritonbn
-from benchmarks import resnet, timing, training
+from benchmarks import host, modelled, resnet, timing, training
 from benchmarks.layers import RESNET50, Layer
+from tritonbn import devices
 
 
 def test_resnet50_has_53_batch_norms_of_12_shapes():
@@ -60,6 +61,67 @@ def test_rounds_are_interleaved_and_warm_up_is_not_counted(monkeypatch):
     assert "".join(calls) == "ababababab"
     assert [t.samples for t in times] == [(2.0,) * 3, (3.0,) * 3]
     assert [t.median for t in times] == [2.0, 3.0]
+
+
+def tick(event):
+    """Record an event, which takes a millisecond."""
+    event.clock.now += 1.0
+    event.at = event.clock.now
+
+
+def test_every_provider_is_timed_on_every_layer(monkeypatch):
+    clock = FakeClock()
+    clock.get_device_name = lambda device: "a GPU of glass"
+    monkeypatch.setattr(FakeEvent, "record", tick)
+    called = dict.fromkeys(("ours", "theirs"), 0)
+
+    def provider(name, milliseconds):
+        def function(x, mean, var, weight, bias, training):
+            called[name] += 1
+            clock.now += milliseconds
+            return x * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+
+        return function
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: clock)
+    monkeypatch.setattr(timing, "CACHE_BYTES", 16)
+    monkeypatch.setattr(resnet, "RESNET50", (Layer("", 4, (2, 2), 1),))
+    monkeypatch.setattr(resnet, "providers", lambda: {"ours": provider("ours", 2.0), "theirs": provider("theirs", 5.0)})
+    out = io.StringIO()
+    resnet.time_layers(torch.device("cpu"), Console(file=out, width=160))
+    assert out.getvalue().count("6000.0 2.00x") == 2, "forward, contiguous and channels_last"
+    assert out.getvalue().count("1000.0 1.00x") == 2, "backward"
+    assert called["ours"] == called["theirs"] == 2 * (35 + 1)
+
+
+def test_providers_compute_the_same():
+    x, *vectors = torch.randn(4, 3, 2, 2), torch.zeros(3), torch.ones(3), torch.rand(3), torch.rand(3)
+    functions = resnet.providers()
+    results = [f(x, *(v.clone() for v in vectors), True) for name, f in functions.items() if name != "torch.compile"]
+    assert len(results) == len(functions) - 1
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-5)
+
+
+def test_host_time_is_measured_in_turns(monkeypatch):
+    order = []
+    monkeypatch.setattr(host.time, "perf_counter", lambda: float(len(order)))
+    functions = [lambda: order.append("a"), lambda: order.extend("bb")]
+    assert host.microseconds(functions, calls=2, rounds=2) == [1e6, 2e6]
+    assert "".join(order) == "aabbbb" * 3
+
+
+def test_the_model_never_beats_the_floor():
+    for gpu in modelled.GPUS:
+        for shape in modelled.SHAPES:
+            for mode in modelled.MODES:
+                floor = modelled.floor(shape, mode, devices.named(gpu))
+                assert modelled.modelled(shape, mode, devices.named(gpu))[1] > floor
+    out = io.StringIO()
+    modelled.show(17e-6, Console(file=out, width=250))
+    assert all(shape.name.split(",")[0] in out.getvalue() for shape in modelled.SHAPES)
+    assert "Modelled" in out.getvalue()
+    assert "17 us" in out.getvalue()
 
 
 def test_layers_are_reduced_until_they_fit():

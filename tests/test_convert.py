@@ -195,6 +195,27 @@ def test_deepcopy_of_a_converted_model():
     assert twin[1].num_batches_tracked.item() == 1
 
 
+def test_activation():
+    """Of exactly the batch norms that a call turns, lazy ones when they are initialized."""
+    parts = nn.BatchNorm2d(3), tritonbn.BatchNorm2d(3), nn.LazyBatchNorm2d(), tritonbn.convert(nn.LazyBatchNorm2d())
+    model = tritonbn.convert(nn.ModuleList(parts), activation="leaky_relu", negative_slope=0.2).to(DEVICE)
+    tritonbn.convert(model, activation="silu")
+    x = random((4, 3, 2, 2))
+    expected = nn.BatchNorm2d(3).to(DEVICE)(x)
+    for module, is_turned in zip(model, (True, False, True, False), strict=True):
+        module(x)  # torch runs the first call of a lazy module by the forward that it had before
+        wanted = nn.functional.leaky_relu(expected, 0.2) if is_turned else expected
+        torch.testing.assert_close(module(x), wanted, rtol=1e-5, atol=1e-5)
+        assert ("activation=leaky_relu, negative_slope=0.2" in repr(module)) == is_turned
+
+
+def test_an_unknown_activation_changes_nothing():
+    model = network()
+    with pytest.raises(ValueError, match="convert: expected activation to be None, 'relu', .* got 'gelu'"):
+        tritonbn.convert(model, activation="gelu")
+    assert type(model[1]) is nn.BatchNorm2d
+
+
 def test_without_batch_norms():
     model = nn.Sequential(nn.Linear(3, 3), nn.InstanceNorm1d(3))
     assert tritonbn.convert(model) is model

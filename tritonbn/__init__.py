@@ -1,9 +1,10 @@
 """Batch normalization for PyTorch on Triton kernels."""
 
 from .backends import backend
+from .conversion import convert
 from .functional import batch_norm
 from .keras import BatchNormalization, regularization_loss
-from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, convert
+from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 __version__ = "0.1.0"
 __all__ = [

@@ -20,6 +20,9 @@ NAMES: tuple[str, ...] = get_args(Name)
 VARIABLE = "TRITONBN_BACKEND"
 KERNEL_DEVICES = ("cuda", "xpu")
 
+innermost_transform = torch._C._functorch.peek_interpreter_stack
+"""Of torch.func, None outside of all."""
+
 _chosen: ContextVar[tuple[str, ...]] = ContextVar("tritonbn_backend", default=())
 """The names of the blocks that this thread or task is in, innermost last."""
 
@@ -63,7 +66,7 @@ def known(name: str, what: str) -> str:
 
 def uses_kernels(x: torch.Tensor) -> bool:
     """Whether the backend in force sends this tensor to the Triton kernels."""
-    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if forward_ad._current_level >= 0 or innermost_transform() is not None:
         return False
     chosen = _chosen.get()
     name = chosen[-1] if chosen else known(os.environ.get(VARIABLE) or "auto", VARIABLE)

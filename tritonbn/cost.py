@@ -39,7 +39,7 @@ STREAMED_ELEMENT = {"forward": 1.25, "inference": 1.0, "backward": 3.6, "sums": 
 EPILOGUE_ELEMENT = {
     "none": dict.fromkeys(READ, 0.0),
     "sign": {"forward": 0.6, "inference": 0.5, "backward": 1.0, "sums": 0.8},
-    "value": {"forward": 0.8, "inference": 1.0, "backward": 3.0, "sums": 2.8},
+    "value": {"forward": 1.0, "inference": 1.0, "backward": 3.0, "sums": 2.8},
 }
 """What an epilogue adds to these, for each element."""
 
@@ -120,7 +120,9 @@ def registers_needed(
         element = HELD_ELEMENT[itemsize] * READ[mode]
     element += EPILOGUE_ELEMENT[epilogue][mode] * max(1, itemsize // 4)
     narrow = FULL_ACCESS / itemsize / accesses(geometry, itemsize, config) - 1
-    needed = SPARE_REGISTERS + per_thread * (element + narrow / 8) + (FOLDING if config.lanes else 0)
+    needed = SPARE_REGISTERS + per_thread * (element + narrow / 8)
+    if config.lanes:
+        needed += FOLDING if epilogue == "none" or mode != "backward" else 2 * FOLDING
     if mode != "inference" and (chunks := config.chunks(geometry)) > 1:
         merged = RESULTS * power_of_two(chunks) * config.block_c / (config.num_warps * device.warp_size)
         if config.strategy == "resident":

@@ -13,6 +13,9 @@ import triton
 
 from .kernels import forward_kernel
 
+DRIVERS = triton.runtime.driver
+"""Knows the driver that is active."""
+
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 """Whether TRITON_INTERPRET=1 was set when the kernels were defined: they then run on the CPU, in numpy."""
 
@@ -95,7 +98,7 @@ def assume(device: str | Device | None = None, **fields: Any) -> Iterator[Device
 
 def planned_for() -> Any:
     """What `current` depends on beside the device that is current: the one that is assumed, or Triton's driver."""
-    return _assumed.get() or (INTERPRETER if INTERPRETED else triton.runtime.driver.active)
+    return _assumed.get() or (INTERPRETER if INTERPRETED else DRIVERS.active)
 
 
 def current(index: int | None = None) -> Device:

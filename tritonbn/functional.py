@@ -82,7 +82,7 @@ def batch_norm(
                 devices.planned_for(), training, momentum.__class__, eps, axis, correction, activation,
                 negative_slope, input.is_neg(), form(input), form(weight), form(bias), form(running_mean),
                 form(running_var), form(residual), form(num_batches_tracked),
-                form(momentum) if isinstance(momentum, Tensor) else None,
+                None if momentum.__class__ is float or not isinstance(momentum, Tensor) else form(momentum),
             )  # fmt: skip
             case = _cases.get(key)
         except (AttributeError, RuntimeError, TypeError):

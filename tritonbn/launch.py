@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 
 from . import counters
+from .devices import DRIVERS
 from .devices import INTERPRETED as INTERPRETED
 from .geometry import MOST_AXES, Geometry, describable
 
@@ -154,7 +155,7 @@ class Plan:
                 for grid, keywords in self.launches:
                     self.kernel[grid](*arguments, *self.sizes, **keywords)
                 return
-            driver = triton.runtime.driver.active
+            driver = DRIVERS.active
             device = driver.get_current_device()
             if place.index not in (None, device) and place.type in ("cuda", "xpu"):
                 with torch.get_device_module(place).device(place.index):

@@ -1,16 +1,13 @@
-"""torch.nn's batch norm modules on the kernels, and a converter for whole models."""
+"""torch.nn's batch norm modules on the kernels."""
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .functional import ACTIVATIONS, Activation, batch_norm
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class _KernelBatchNorm(_BatchNorm):
@@ -18,35 +15,52 @@ class _KernelBatchNorm(_BatchNorm):
 
     activation: Activation | None = None
     negative_slope: float = 0.01
+    ranks: tuple[int, ...] = ()
+    """The numbers of axes with which an input needs no closer look."""
 
     def __init__(
         self, *args: Any, activation: Activation | None = None, negative_slope: float = 0.01, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        if activation is not None and activation not in ACTIVATIONS:
-            names = ", ".join(map(repr, ACTIVATIONS))
-            raise ValueError(f"{type(self).__name__}: expected activation to be None, {names}, got {activation!r}")
+        check_activation(type(self).__name__, activation)
         self.activation = activation
         self.negative_slope = negative_slope
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """activation(batch_norm(input) + residual), where these are given."""
-        self._check_input_dim(input)
-        uses_running = not self.training or self.track_running_stats
-        counts = self.training and self.track_running_stats
-        counter = self.num_batches_tracked if counts else None
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, epilogue: tuple[Activation | None, float] | None = None
+    ) -> Tensor:
+        """activation(batch_norm(input) + residual), where these are given.
+
+        `epilogue` is an activation and its negative slope in place of the module's own, for this call.
+        """
+        if input.dim() not in self.ranks:
+            self._check_input_dim(input)
+        training, momentum, tracks = self.training, self.momentum, self.track_running_stats
+        parameters, buffers = self._parameters, self._buffers
+        try:  # where nn.Module's own look-up, which takes longer than a kernel's launch, ends as a rule
+            weight, bias = parameters["weight"], parameters["bias"]
+            mean, var, counter = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        except KeyError:
+            weight, bias = self.weight, self.bias
+            mean, var, counter = self.running_mean, self.running_var, self.num_batches_tracked
+        activation, negative_slope = epilogue or (self.activation, self.negative_slope)
+        by_batch = training or (mean is None and var is None)
+        if training and not tracks:
+            mean = var = None
+        if not (training and tracks):
+            counter = None
         return batch_norm(
             input,
-            self.running_mean if uses_running else None,
-            self.running_var if uses_running else None,
-            self.weight,
-            self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
-            0.0 if self.momentum is None and counter is None else self.momentum,
+            mean,
+            var,
+            weight,
+            bias,
+            by_batch,
+            0.0 if momentum is None and counter is None else momentum,
             self.eps,
             residual=residual,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
+            activation=activation,
+            negative_slope=negative_slope,
             num_batches_tracked=counter,
         )
 
@@ -64,12 +78,16 @@ class BatchNorm1d(_KernelBatchNorm, nn.BatchNorm1d):
     Arguments, attributes, state_dict and errors are torch's; so is `momentum=None`, the cumulative average.
     """
 
+    ranks = (2, 3)
+
 
 class BatchNorm2d(_KernelBatchNorm, nn.BatchNorm2d):
     """torch.nn.BatchNorm2d on the kernels: (N, C, H, W), contiguous or channels_last.
 
     Arguments, attributes, state_dict and errors are torch's; so is `momentum=None`, the cumulative average.
     """
+
+    ranks = (4,)
 
 
 class BatchNorm3d(_KernelBatchNorm, nn.BatchNorm3d):
@@ -78,50 +96,16 @@ class BatchNorm3d(_KernelBatchNorm, nn.BatchNorm3d):
     Arguments, attributes, state_dict and errors are torch's; so is `momentum=None`, the cumulative average.
     """
 
-
-COUNTERPARTS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
-
-
-NAMES_OF_AN_EMPTY_CLASS = {
-    *("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"),
-    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__static_attributes__"),
-}
-"""What a subclass that adds nothing but a constructor may have in its body, in any version of Python."""
+    ranks = (5,)
 
 
-def convert(module: Model) -> Model:
-    """Turn every torch.nn.BatchNorm1d, 2d and 3d in a model into tritonbn's, in place, and return the model.
-
-    The modules stay the objects that they are, with their parameters, buffers, hooks and settings; only their class,
-    and so who computes, changes. Lazy ones follow when they are initialized. A subclass that adds nothing but a
-    constructor is turned too; one with a forward or anything else of its own is left alone, with a UserWarning.
-    """
-    for name, part in module.named_modules():
-        if isinstance(part, _BatchNorm) and not isinstance(part, _KernelBatchNorm):
-            own = own_names(part)
-            if own:
-                warnings.warn(
-                    f"tritonbn.convert: left {name or 'the module'} as it is, since {type(part).__name__} "
-                    f"has its own {', '.join(own)}",
-                    stacklevel=2,
-                )
-            elif isinstance(part, _LazyNormBase):
-                part.cls_to_become = COUNTERPARTS[torch_base(part).cls_to_become]
-            else:
-                part.__class__ = COUNTERPARTS[torch_base(part)]
-    return module
+def check_activation(name: str, activation: str | None) -> None:
+    """Raise unless this is an activation, or None."""
+    if activation is not None and activation not in ACTIVATIONS:
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"{name}: expected activation to be None, {names}, got {activation!r}")
 
 
-def torch_base(module: _BatchNorm) -> type[nn.Module]:
-    """The class of torch.nn that this module is, if only by inheriting."""
-    return next(kind for kind in type(module).__mro__ if kind.__module__ == _BatchNorm.__module__)
-
-
-def own_names(module: _BatchNorm) -> list[str]:
-    """What keeps a module from being turned: what its class has and torch's has not, or a forward of its own."""
-    base = torch_base(module)
-    if base not in COUNTERPARTS and getattr(base, "cls_to_become", None) not in COUNTERPARTS:
-        return ["forward"]
-    derived = [kind for kind in type(module).__mro__ if kind not in base.__mro__]
-    names = {name for kind in derived for name in vars(kind)} | ({"forward"} & vars(module).keys())
-    return sorted(name for name in names if name not in NAMES_OF_AN_EMPTY_CLASS)
+def future_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module has, or will have once it is initialized."""
+    return getattr(module, "cls_to_become", None) or type(module)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .configs import SECTOR, Config, Epilogue, Mode, power_of_two
-from .cost import modelled_time, most_registers, places, registers_needed
+from .cost import MOST_REGISTERS, modelled_time, most_registers, places, registers_needed
 from .counters import FRACTION
 from .devices import Device
 from .geometry import Geometry
@@ -19,6 +19,9 @@ MERGED_BY_A_THREAD = 8
 """The same for each thread of one that holds a tile meanwhile."""
 
 WARPS = (1, 2, 4, 8, 16)
+
+MOST_THREADS = 512
+"""Of a program: with more, no thread could have 128 registers."""
 
 HELD = {"planes": (8, 16, 32), "runs": (8, 16, 32), "rows": (16, 32, 64)}
 """Elements of a tensor that a thread of a resident program holds, channels-first, folded and channels-last.
@@ -56,7 +59,7 @@ def choose(
 def space(
     geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int, epilogue: Epilogue = "none"
 ) -> Iterator[Config]:
-    """Every config worth considering, never none: resident ones if there are any, since nothing else has beaten them."""
+    """Every config worth considering, never none: resident ones if there are any: nothing else has beaten them."""
     if mode in ("forward", "backward"):
         held = HELD["runs" if geometry.fold(itemsize) else "rows" if geometry.channels_last else "planes"]
         found = False
@@ -74,7 +77,7 @@ def space(
 def with_warps(geometry: Geometry, itemsize: int, device: Device, per_thread: tuple[int, ...]) -> Iterator[Config]:
     """Every tile with as many warps as give a thread so many elements, or fewer where a tile is too small for that."""
     for tile in tiles(geometry, itemsize):
-        for warps in WARPS:
+        for warps in (n for n in WARPS if n * device.warp_size <= MOST_THREADS):
             elements = tile.elements // (warps * device.warp_size)
             if elements in per_thread or (warps == 1 and elements < STREAMED[0]):
                 yield replace(tile, num_warps=warps)
@@ -92,6 +95,8 @@ def resident(
     config = replace(config, strategy="resident", packed=itemsize == 2 and device.backend == "cuda")
     needed = registers_needed(config, geometry, itemsize, mode, device, epilogue)
     chunks, per_sm = config.chunks(geometry), places(config, needed, device)
+    if needed > MOST_REGISTERS or per_sm == 0:
+        return
     config = replace(config, registers=most_registers(config, per_sm, device))
     slots = device.sm_count * per_sm
     merged = power_of_two(chunks) * config.block_c
@@ -119,9 +124,10 @@ def streamed(
         if mode in ("inference", "sums"):
             yield cut
         else:
-            registers = registers_needed(cut, geometry, itemsize, mode, device, epilogue)
-            slots = device.sm_count * places(cut, registers, device)
-            yield replace(cut, strategy="dataflow", window=min(cut.channel_blocks(geometry), math.ceil(slots / chunks)))
+            per_sm = places(cut, registers_needed(cut, geometry, itemsize, mode, device, epilogue), device)
+            window = min(cut.channel_blocks(geometry), math.ceil(device.sm_count * per_sm / chunks))
+            registers = most_registers(cut, per_sm, device)
+            yield replace(cut, strategy="dataflow", window=max(1, window), registers=registers)
 
 
 def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:

@@ -1,0 +1,854 @@
+"""convert(model, fuse=True): fewer calls, the same outputs, gradients and buffers, and the same model to hold."""
+
+import contextlib
+import copy
+import inspect
+import io
+import itertools
+import pickle
+import random as python_random
+from collections import Counter, OrderedDict, namedtuple
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import DEVICE, random
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+import tritonbn
+from tritonbn import modules
+
+RELU, SILU = ("relu", 0.01), ("silu", 0.01)
+PLAIN = (False, None, 0.01)
+
+
+def bn(channels=4):
+    norm = nn.BatchNorm2d(channels)
+    for vector in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.uniform_(vector, -1, 1)
+    nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return norm
+
+
+def written(forward, **parts):
+    """A module with this forward and these attributes."""
+    module = type("Written", (nn.Module,), {"forward": forward})()
+    for name, part in parts.items():
+        setattr(module, name, part)
+    return module
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What was asked of each batch norm of ours: whether it was given a residual, the activation and its slope."""
+    made = []
+
+    def spy(*args, **options):
+        made.append((options["residual"] is not None, options["activation"], options["negative_slope"]))
+        return batch_norm(*args, **options)
+
+    batch_norm = modules.batch_norm
+    monkeypatch.setattr(modules, "batch_norm", spy)
+    return made
+
+
+def images(*shape, dtype=torch.float64, seed=0):
+    return random(shape or (3, 4, 2, 3), dtype, seed)
+
+
+def outcome(model, inputs, options):
+    """All that a call computes: outputs, gradients of inputs and parameters, buffers."""
+    torch.manual_seed(0), python_random.seed(0)
+    model.zero_grad()
+    gradient = torch.is_grad_enabled()
+    leaves = [x.detach().clone().requires_grad_(gradient) if isinstance(x, torch.Tensor) else x for x in inputs]
+    y = model(*leaves, **options)
+    outputs = list(y.values()) if isinstance(y, dict) else tree_leaves(y)
+    losses = [(each * random(tuple(each.shape), each.dtype, seed=7)).sum() for each in outputs if each.requires_grad]
+    if losses:
+        sum(losses).backward()
+    gradients = [x.grad for x in (*leaves, *model.parameters()) if isinstance(x, torch.Tensor)]
+    return type(y), outputs, gradients, [b.clone() for b in model.buffers()]
+
+
+def check_same(model, fused, *inputs, tolerance=1e-10, **options):
+    """Two models compute the same in both phases, and without gradients."""
+    for training, grad in itertools.product((True, False), repeat=2):
+        with torch.set_grad_enabled(grad):
+            expected, given = (outcome(m.train(training), inputs, options) for m in (model, fused))
+        assert given[0] is expected[0]
+        torch.testing.assert_close(given[1:], expected[1:], rtol=tolerance, atol=tolerance)
+
+
+def fuse_and_check(model, *inputs, tolerance=1e-10, **options):
+    """A fused copy, which computes the same by torch's operations in float64."""
+    model = model.to(DEVICE, inputs[0].dtype)
+    torch.manual_seed(1), python_random.seed(1)  # other random numbers than any call will draw
+    fused = tritonbn.convert(copy.deepcopy(model), fuse=True)
+    with tritonbn.backend("aten"):
+        check_same(model, fused, *inputs, tolerance=tolerance, **options)
+    return fused
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, inplanes, planes, stride=1, downsample=None):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
+        self.bn1 = bn(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = bn(planes)
+        self.downsample = downsample
+        self.stride = stride
+
+    def forward(self, x):
+        identity = x
+        out = self.conv1(x)
+        out = self.bn1(out)
+        out = self.relu(out)
+        out = self.conv2(out)
+        out = self.bn2(out)
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        out = self.relu(out)
+        return out
+
+
+class Bottleneck(nn.Module):
+    expansion = 2
+
+    def __init__(self, inplanes, planes, stride=1, downsample=None):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inplanes, planes, 1, bias=False), bn(planes)
+        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False), bn(planes)
+        self.conv3, self.bn3 = nn.Conv2d(planes, planes * 2, 1, bias=False), bn(planes * 2)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x):
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class ResNet(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.inplanes = 4
+        self._norm_layer = nn.BatchNorm2d
+        self.conv1, self.bn1, self.relu = nn.Conv2d(3, 4, 3, bias=False), bn(4), nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = self._make_layer(block, 4, 1)
+        self.layer2 = self._make_layer(block, 8, 2)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(8 * block.expansion, 5)
+
+    def _make_layer(self, block, planes, stride):
+        outplanes = planes * block.expansion
+        downsample = None
+        if stride != 1 or self.inplanes != outplanes:
+            downsample = nn.Sequential(nn.Conv2d(self.inplanes, outplanes, 1, stride, bias=False), bn(outplanes))
+        blocks = [block(self.inplanes, planes, stride, downsample), block(outplanes, planes)]
+        self.inplanes = outplanes
+        return nn.Sequential(*blocks)
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer2(self.layer1(x))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+@pytest.mark.parametrize(("block", "relus", "plain"), [(BasicBlock, 5, 1), (Bottleneck, 9, 2)])
+def test_resnet(calls, block, relus, plain):
+    fused = fuse_and_check(ResNet(block), images(2, 3, 9, 9))
+    calls.clear()
+    with tritonbn.backend("aten"):
+        fused(images(2, 3, 9, 9))
+    assert Counter(calls) == {PLAIN: plain, (False, *RELU): relus, (True, *RELU): 4}
+    assert "fused=[bn1 + relu]" in repr(fused)
+    last = "bn2" if block is BasicBlock else "bn3"
+    assert f"{last} + residual + relu]" in repr(fused.layer2[0])
+
+
+def test_through_the_kernels(calls):
+    model = BasicBlock(4, 4).to(DEVICE)
+    fused = tritonbn.convert(copy.deepcopy(model), fuse=True)
+    check_same(model, fused, images(2, 4, 3, 3, dtype=torch.float32), tolerance=2e-4)
+    assert set(calls) == {(False, *RELU), (True, *RELU)}
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        point = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), bn(), nn.LeakyReLU(0.1))
+        depth = nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1, groups=4, bias=False), bn(), nn.SiLU(inplace=True))
+        self.conv = nn.Sequential(point, depth, nn.Conv2d(4, 4, 1, bias=False), bn())
+        self.use_res_connect = True
+
+    def forward(self, x):
+        if self.use_res_connect:
+            return x + self.conv(x)
+        else:
+            return self.conv(x)
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, drop_rate):
+        super().__init__()
+        self.norm1, self.relu1, self.conv1 = bn(), nn.ReLU(inplace=True), nn.Conv2d(4, 8, 1, bias=False)
+        self.norm2, self.relu2, self.conv2 = bn(8), nn.ReLU(inplace=True), nn.Conv2d(8, 2, 3, 1, 1, bias=False)
+        self.drop_rate = drop_rate
+
+    def forward(self, x):
+        new = self.conv1(self.relu1(self.norm1(x)))
+        new = self.conv2(self.relu2(self.norm2(new)))
+        if self.drop_rate > 0:
+            new = F.dropout(new, p=self.drop_rate, training=self.training)
+        return torch.cat([x, new], 1)
+
+
+class DoubleConv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.double_conv = nn.Sequential(
+            *(nn.Conv2d(4, 4, 3, padding=1, bias=False), bn(), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(4, 4, 3, padding=1, bias=False), bn(), nn.ReLU(inplace=True)),
+        )
+
+    def forward(self, x1, x2=None):
+        return self.double_conv(x1 if x2 is None else torch.cat([x1, x2], 1))
+
+
+class ShortcutAfter(nn.Module):
+    """The shortcut is computed between the batch norm and the sum, by a module that cannot be entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), bn()
+        self.shortcut = nn.Sequential()
+
+    def forward(self, x):
+        out = self.bn(self.conv(x))
+        out += self.shortcut(x)
+        return F.relu(out)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (InvertedResidual(), [(False, "leaky_relu", 0.1), (False, *SILU), (True, None, 0.01)]),
+        (DenseLayer(0), [(False, *RELU)] * 2),
+        (DenseLayer(0.5), [(False, *RELU)] * 2),
+        (DoubleConv(), [(False, *RELU)] * 2),
+        (ShortcutAfter(), [(True, *RELU)]),
+        (nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), bn()), nn.Identity(), nn.ReLU()), [(False, *RELU)]),
+    ],
+    ids=["mobilenet", "densenet", "densenet dropout", "unet", "shortcut after", "nested"],
+)
+def test_models(calls, model, expected):
+    fused = fuse_and_check(model, images())
+    calls.clear()
+    with tritonbn.backend("aten"):
+        fused.train()(images())
+    assert calls == expected
+
+
+def in_place(self, x, r):
+    y = self.bn(x)
+    y += r
+    return y
+
+
+FUSED = {
+    "relu": (lambda self, x, r: F.relu(self.bn(x)), (False, *RELU)),
+    "relu inplace": (lambda self, x, r: F.relu(self.bn(x), inplace=True), (False, *RELU)),
+    "torch.relu": (lambda self, x, r: torch.relu(self.bn(x)), (False, *RELU)),
+    "torch.relu_": (lambda self, x, r: torch.relu_(self.bn(x)), (False, *RELU)),
+    "x.relu()": (lambda self, x, r: self.bn(x).relu(), (False, *RELU)),
+    "x.relu_()": (lambda self, x, r: self.bn(x).relu_(), (False, *RELU)),
+    "leaky_relu": (lambda self, x, r: F.leaky_relu(self.bn(x), 0.3), (False, "leaky_relu", 0.3)),
+    "slope by name": (lambda self, x, r: F.leaky_relu(self.bn(x), negative_slope=0.3), (False, "leaky_relu", 0.3)),
+    "silu": (lambda self, x, r: F.silu(self.bn(x)), (False, *SILU)),
+    "+": (lambda self, x, r: self.bn(x) + r, (True, None, 0.01)),
+    "+ the other way": (lambda self, x, r: r + self.bn(x), (True, None, 0.01)),
+    "add": (lambda self, x, r: self.bn(x).add(r).relu(), (True, *RELU)),
+    "add_": (lambda self, x, r: self.bn(x).add_(r).relu(), (True, *RELU)),
+    "torch.add": (lambda self, x, r: F.silu(torch.add(r, self.bn(x), alpha=1)), (True, *SILU)),
+    "in place": (in_place, (True, None, 0.01)),
+    "the sum has two users": (lambda self, x, r: (lambda y: F.relu(y) + y)(self.bn(x) + r), (True, None, 0.01)),
+    "its own input": (lambda self, x, r: F.relu(self.bn(x) + x), (True, *RELU)),
+}
+
+
+@pytest.mark.parametrize(("forward", "expected"), FUSED.values(), ids=FUSED)
+def test_what_is_fused(calls, forward, expected):
+    fuse_and_check(written(forward, bn=bn()), images(), images(seed=9))
+    assert set(calls) == {expected}
+
+
+def in_place_on_the_other(self, x, r):
+    r = r * 1
+    view = r.view_as(x)
+    r += self.bn(x)
+    return view
+
+
+def its_input_changes(self, x, r):
+    x = self.same(x * 1)
+    y = self.bn(x)
+    x.data.mul_(2)
+    return y + r
+
+
+def what_it_reads_changes(self, x, r):
+    x = x * 1
+    y = self.bn(self.same(x))
+    x.data.mul_(2)
+    return y + r
+
+
+def its_input_changes_by_its_own_name(self, x, r):
+    x = self.conv(x)
+    y = self.bn(x)
+    x.data.mul_(2)
+    return y + r
+
+
+def it_is_called_in_between(self, x, r):
+    y = self.bn(self.conv(x))
+    r = self.shared(r)
+    return F.gelu(r) + y
+
+
+UNFUSED = {
+    "two users": lambda self, x, r: (lambda y: F.relu(y) + y)(self.bn(x)),
+    "returned too": lambda self, x, r: (lambda y: (y, F.relu(y)))(self.bn(x)),
+    "added to itself": lambda self, x, r: (lambda y: y + y)(self.bn(x)),
+    "alpha": lambda self, x, r: torch.add(self.bn(x), r, alpha=2),
+    "a number": lambda self, x, r: F.relu(self.bn(x) + 1.5),
+    "a slope of the input's": lambda self, x, r: F.leaky_relu(self.bn(x), x.size(0) * 0.1),
+    "another activation": lambda self, x, r: F.gelu(self.bn(x)),
+    "something in between": lambda self, x, r: F.relu(self.bn(x) * r),
+    "in place on the other": in_place_on_the_other,
+    "its input changes": its_input_changes,
+    "what it reads changes": what_it_reads_changes,
+    "its input changes by its own name": its_input_changes_by_its_own_name,
+    "it is called in between": it_is_called_in_between,
+}
+
+
+def parts():
+    """A batch norm, and modules to call around it."""
+    norm = bn()
+    shared = written(lambda self, x: self.bn(x * 2), bn=norm)
+    return dict(bn=norm, conv=nn.Conv2d(4, 4, 1), same=written(lambda self, x: x), shared=shared)
+
+
+@pytest.mark.parametrize("forward", UNFUSED.values(), ids=UNFUSED)
+def test_what_is_not_fused(calls, forward):
+    fused = fuse_and_check(written(forward, **parts()), images(), images(seed=9))
+    assert "fused" not in repr(fused)
+    assert set(calls) == {PLAIN}
+
+
+UNLIKE = {
+    "broadcast": lambda self, x, r: F.relu(r[:1] + self.bn(x)),
+    "broadcast to": lambda self, x, r: F.relu(r[None] + self.bn(x)),
+    "broadcast in place": lambda self, x, r: (lambda r: F.relu(self.bn(x).add_(r)))(self.same(r)),
+    "another dtype": lambda self, x, r: F.relu(r.float() + self.bn(x)),
+    "a number of the input's": lambda self, x, r: F.relu(x.size(0) + self.bn(x)),
+}
+
+
+@pytest.mark.parametrize("forward", UNLIKE.values(), ids=UNLIKE)
+def test_what_cannot_be_fused_when_it_is_called(calls, forward):
+    model = written(forward, bn=bn(), same=written(lambda self, x: x[:, :1]), conv=nn.Conv2d(4, 4, 1))
+    fused = fuse_and_check(model, images(), images(seed=9))
+    assert "fused=[bn + residual + relu]" in repr(fused)
+    assert set(calls) == {PLAIN}
+
+
+def test_both_summands_are_batch_norms(calls):
+    model = written(lambda self, x: F.relu(self.one(x) + self.two(x)), one=bn(), two=bn())
+    assert "fused=[two + residual + relu]" in repr(fuse_and_check(model, images()))
+    assert set(calls) == {PLAIN, (True, *RELU)}
+
+
+def test_a_shared_batch_norm_has_each_calls_own_epilogue(calls):
+    model = written(lambda self, x: self.bn(F.relu(self.bn(x)) + 1) + x, bn=bn())
+    fused = fuse_and_check(nn.ModuleList([model, model.bn])[0], images())
+    assert set(calls) == {(False, *RELU), (True, None, 0.01)}
+    calls.clear()
+    with tritonbn.backend("aten"):
+        torch.testing.assert_close(fused.bn(images()), model.bn(images()))
+    assert calls == [PLAIN]
+
+
+def test_half_precision(calls):
+    """A residual of another dtype would be promoted by torch; one of the same is fused."""
+    model = written(lambda self, x, r: F.relu(self.bn(x) + r), bn=bn()).to(DEVICE)
+    fused = tritonbn.convert(copy.deepcopy(model), fuse=True)
+    x = images(dtype=torch.bfloat16)
+    for r, expected in ((images(seed=9, dtype=torch.float32), PLAIN), (x * 2, (True, *RELU))):
+        calls.clear()
+        with tritonbn.backend("aten"):
+            y = fused(x, r)
+        assert y.dtype == r.dtype
+        assert calls == [expected]
+        torch.testing.assert_close(y, model(x, r), rtol=2e-2, atol=2e-2)
+
+
+HOOKS = {
+    "forward": lambda module, seen: module.register_forward_hook(lambda *_: seen.append(1)),
+    "pre": lambda module, seen: module.register_forward_pre_hook(lambda *_: seen.append(1)),
+    "backward": lambda module, seen: module.register_full_backward_hook(lambda *_: seen.append(1)),
+    "backward pre": lambda module, seen: module.register_full_backward_pre_hook(lambda *_: seen.append(1)),
+    "global": lambda module, seen: nn.modules.module.register_module_forward_hook(
+        lambda called, *_: seen.append(1) if called is module else None
+    ),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("register", "name"),
+    [*((each, "0.1") for each in HOOKS), *(("forward", name) for name in ("0", "0.2", "1.conv", "1.conv.3"))],
+)
+def test_hooks_run(calls, register, name, when):
+    """On a batch norm, an activation, a module in whose forward something is fused, or one entered by another's."""
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), bn(), nn.SiLU()), InvertedResidual()).to(DEVICE)
+    seen = []
+    if when == "before":
+        handle = HOOKS[register](model.get_submodule(name), seen)
+    tritonbn.convert(model, fuse=True)
+    if when == "after":
+        handle = HOOKS[register](model.get_submodule(name), seen)
+    with tritonbn.backend("aten"):
+        model(images(dtype=torch.float32)).sum().backward()
+        handle.remove()
+        assert len(seen) == 1
+        calls.clear()
+        model(images(dtype=torch.float32))
+    assert len(seen) == 1
+    if when == "after" or (name != "1.conv" and register != "global"):
+        assert calls == [(False, *SILU), (False, "leaky_relu", 0.1), (False, *SILU), (True, None, 0.01)]
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy * 100
+
+
+class Result(OrderedDict):
+    pass
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+def remembers(self, x, r):
+    self.last = F.relu(self.bn(x))
+    return self.last + r
+
+
+def appends(self, x, r):
+    self.seen.append(F.relu(self.bn(x)))
+    return self.seen[-1] + r
+
+
+def counts(self, x, r):
+    self.calls += 1
+    return F.relu(self.bn(x)) * self.calls
+
+
+def without_gradient(self, x, r):
+    with torch.no_grad():
+        y = F.relu(self.bn(x))
+    return y + r
+
+
+def under_autocast(self, x, r):
+    with torch.autocast("cpu", torch.bfloat16):
+        return F.relu(self.bn(x)).float() @ r.transpose(2, 3).float()
+
+
+def scales_in_place(self, x, r):
+    y = x * 1
+    z = y
+    y *= 2
+    return F.relu(self.bn(z)) + r
+
+
+def numbers_in_place(self, x, r):
+    n = m = x.size(0)
+    n += 1
+    return F.relu(self.bn(x)) * m + n
+
+
+def sets_data(self, x, r):
+    y = F.relu(self.bn(x))
+    y.data = y.data * 3
+    return y * r
+
+
+def draws(self, x, r):
+    return F.relu(self.bn(x)) * python_random.random() + r
+
+
+def by_data(self, x, r):
+    y = F.relu(self.bn(x))
+    return y if y.sum() > 0 else y + r
+
+
+def by_default(self, x, r, scale=None, flag=False):
+    y = F.relu(self.bn(x)) + r
+    return y if scale is None else y * scale
+
+
+def by_type(self, x, r):
+    return F.relu(self.bn(x)) + (r if isinstance(r, torch.Tensor) else 5)
+
+
+AS_WRITTEN = {
+    "no_grad": without_gradient,
+    "decorated": torch.no_grad()(lambda self, x, r: F.relu(self.bn(x))),
+    "autocast": under_autocast,
+    "autograd.Function": lambda self, x, r: F.relu(self.bn(Scaled.apply(x))) + r,
+    "checkpoint": lambda self, x, r: checkpoint(lambda y: F.relu(y * r), F.relu(self.bn(x)), use_reentrant=False),
+    "dropout": lambda self, x, r: F.dropout(F.relu(self.bn(x)), 0.5, self.training) + r,
+    "own phase": lambda self, x, r: F.relu(self.bn(x)) + (r if self.training else -r),
+    "phase of gradients": lambda self, x, r: F.relu(self.bn(x)) * (2 if torch.is_grad_enabled() else 3),
+    "random numbers": draws,
+    "random tensors": lambda self, x, r: F.relu(self.bn(x)) + torch.rand(3),
+    "data": by_data,
+    "type": by_type,
+    "is_tensor": lambda self, x, r: F.relu(self.bn(x)) + (r if torch.is_tensor(r) else 5),
+    "hasattr": lambda self, x, r: F.relu(self.bn(x)) + (r if not hasattr(r, "mask") else 5),
+    "getattr": lambda self, x, r: F.relu(self.bn(x)) + getattr(r, "mask", r),
+    "setting": sets_data,
+    "remembering": remembers,
+    "appending": appends,
+    "counting": counts,
+    "in place": scales_in_place,
+    "numbers in place": numbers_in_place,
+    "buffer": lambda self, x, r: F.relu(self.bn(x)) + self.steps.add_(1),
+    "the batch norm's tensors": lambda self, x, r: F.relu(self.bn(x)) * self.bn.weight.view(1, -1, 1, 1),
+    "a kind of dict": lambda self, x, r: Result(y=F.relu(self.bn(x)) + r),
+    "a kind of tuple": lambda self, x, r: Pair(F.relu(self.bn(x)), r * 2),
+    "list and dict": lambda self, x, r: [{"y": F.relu(self.bn(x))}, (r * 2,)],
+    "default": by_default,
+    "arguments": lambda self, *args: F.relu(self.bn(args[0])) + args[1],
+    "a keyword": lambda self, x, r, *, scale=2: F.relu(self.bn(x)) * scale + r,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("forward", AS_WRITTEN.values(), ids=AS_WRITTEN)
+def test_what_a_record_would_leave_out(forward):
+    """Whether torch.fx can follow or not, several calls of a fused model do what the code says."""
+    model = written(forward, bn=bn(), seen=[], calls=0, last=None)
+    model.register_buffer("steps", torch.zeros(()))
+    fused = fuse_and_check(model, images(), images(seed=9))
+    assert (fused.calls, len(fused.seen)) == (model.calls, len(model.seen))
+    leaves = tree_leaves((model.last, model.seen))
+    torch.testing.assert_close(tree_leaves((fused.last, fused.seen)), leaves)
+
+
+def test_convert_draws_no_random_numbers():
+    model = written(draws, bn=bn())
+    model.noise = nn.Sequential(bn(), nn.ReLU(), written(AS_WRITTEN["random tensors"], bn=bn()))
+    states = torch.get_rng_state(), python_random.getstate()
+    tritonbn.convert(model, fuse=True)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert python_random.getstate() == states[1]
+
+
+def test_arguments(calls):
+    """By keyword, with a default given, with None where the record has a tensor: as written."""
+
+    def forward(self, x, skip, scale=1):
+        y = F.relu(self.bn(x))
+        return y * scale if skip is None else y * scale + skip
+
+    model, (x, skip) = written(forward, bn=bn()), (images(), images(seed=9))
+    fused = fuse_and_check(model, x, skip)
+    assert (False, *RELU) in calls
+    calls.clear()
+    with tritonbn.backend("aten"):
+        check_same(model, fused, x, skip, scale=3)
+        check_same(model, fused, x, None)
+        check_same(model, fused, x, skip, 4)
+        check_same(model, fused, x, skip, images(seed=3))
+    assert set(calls) == {PLAIN}
+    assert inspect.signature(fused.forward) == inspect.signature(model.forward)
+
+
+def changing(self, x):
+    out = self.act(self.bn(x))
+    if self.twice:
+        out = out * 2
+    out = out if self.extra is None else self.extra(out)
+    return self.acts[0](self.norms[0](out)) * sum(self.sizes) * self.scale
+
+
+CHANGES = {
+    "a flag": lambda m: setattr(m, "twice", True),
+    "a list": lambda m: m.sizes.append(3),
+    "a tensor": lambda m: setattr(m, "scale", torch.tensor([1, 2, 3], device=DEVICE)),
+    "a slope": lambda m: setattr(m.act, "negative_slope", 0.5),
+    "an activation": lambda m: setattr(m, "act", nn.GELU()),
+    "an activation in a list": lambda m: m.acts.__setitem__(0, nn.GELU()),
+    "a batch norm": lambda m: setattr(m, "bn", nn.Identity()),
+    "a batch norm in a list": lambda m: m.norms.__setitem__(0, nn.GroupNorm(2, 4, dtype=torch.float64)),
+    "None": lambda m: setattr(m, "extra", nn.Upsample(scale_factor=2)),
+    "its forward": lambda m: setattr(m, "forward", lambda x: x + 1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_changes_after_conversion(change):
+    """Attributes, children and activations are as they are at the call, not as they were."""
+    lists = dict(norms=nn.ModuleList([bn()]), acts=nn.ModuleList([nn.SiLU()]), sizes=[1, 2])
+    model = written(changing, bn=bn(), act=nn.LeakyReLU(0.1), twice=False, extra=None, scale=1, **lists)
+    fused = fuse_and_check(model, images())
+    assert "fused=[bn + leaky_relu, norms.0 + silu]" in repr(fused)
+    change(model), change(fused)
+    with tritonbn.backend("aten"):
+        check_same(model, fused, images())
+
+
+def with_anothers_tensors(self, x):
+    eps = self.other.eps
+    return F.relu(self.bn(x)) + F.batch_norm(x, None, None, self.other.weight, self.other.bias, True, 0.1, eps)
+
+
+@pytest.mark.parametrize(
+    ("forward", "other", "change"),
+    [
+        (with_anothers_tensors, bn(), lambda other: setattr(other, "eps", 1.0)),
+        (
+            lambda self, x: F.relu(self.bn(x)) * self.other.scale,
+            SimpleNamespace(scale=2),
+            lambda o: setattr(o, "scale", 3),
+        ),
+    ],
+    ids=["a module", "no module"],
+)
+def test_settings_of_other_objects(forward, other, change):
+    """Read where a module's tensors are read too, or of what is no module: a record would not see them change."""
+    model = written(forward, bn=bn(), other=other)
+    fused = fuse_and_check(model, images())
+    change(model.other), change(fused.other)
+    with tritonbn.backend("aten"):
+        check_same(model, fused, images())
+
+
+class Reduced(nn.Module):
+    """Copied in a way of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(4)
+
+    def __reduce__(self):
+        return type(self), ()
+
+    def forward(self, x):
+        return F.relu(self.bn(x))
+
+
+def test_a_class_with_its_own_way_to_copy_is_left_alone(calls):
+    fused = fuse_and_check(Reduced(), images(dtype=torch.float32), tolerance=1e-5)
+    assert type(pickle.loads(pickle.dumps(fused))) is Reduced
+    assert set(calls) == {PLAIN}
+
+
+def test_defaults_of_any_type(calls):
+    def forward(self, x, sizes=(2, [3]), table={"a": 1}, dtype=torch.float64, none=None):  # noqa: B006
+        return F.relu(self.bn(x)).to(dtype) * sizes[1][0] + table["a"]
+
+    model = written(forward, bn=bn())
+    fused = fuse_and_check(model, images())
+    with tritonbn.backend("aten"):
+        check_same(model, fused, images(), sizes=(1, [4]))
+        check_same(model, fused, images(), (1, [4]))
+
+
+def test_an_activation_set_later_is_not_lost():
+    fused = tritonbn.convert(nn.Sequential(bn(), nn.ReLU()), fuse=True)
+    fused[0].activation, fused[0].negative_slope = "leaky_relu", -1.0
+    with tritonbn.backend("aten"):
+        torch.testing.assert_close(fused(images(dtype=torch.float32)), F.relu(fused[0](images(dtype=torch.float32))))
+
+
+def test_the_rest_of_an_untraceable_model_is_fused(calls):
+    parts = nn.ModuleList([BasicBlock(4, 4), nn.Sequential(nn.Conv2d(4, 4, 1), bn(), nn.SiLU())])
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x) if x.sum() > 0 else part(-x)
+        return x
+
+    fuse_and_check(written(forward, parts=parts), images())
+    assert set(calls) == {(False, *RELU), (True, *RELU), (False, *SILU)}
+
+
+def test_the_model_stays_what_it_was():
+    model = ResNet(BasicBlock)
+    state = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    parts, parameters = list(model.modules()), list(model.parameters())
+    signature = inspect.signature(model.forward)
+    assert tritonbn.convert(model, fuse=True) is model
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == state
+    assert all(a is b for a, b in zip(model.modules(), parts, strict=True))
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert isinstance(model.layer1, nn.Sequential)
+    assert isinstance(model.layer1[0], BasicBlock)
+    assert type(model.layer1[0]).__name__ == "BasicBlock"
+    assert inspect.signature(model.forward) == signature
+    assert all(m.training for m in model.modules())
+    assert not any(m.training for m in model.eval().modules())
+    ResNet(BasicBlock).load_state_dict(model.state_dict())
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), saved],
+    ids=["deep", "", "pickle", "save"],
+)
+def test_copies_are_fused(calls, copied):
+    model = tritonbn.convert(nn.Sequential(BasicBlock(4, 4), bn(), nn.ReLU()), fuse=True)
+    twin = copied(model)
+    assert repr(twin) == repr(model)
+    assert type(twin[0]) is type(model[0])
+    with tritonbn.backend("aten"):
+        torch.testing.assert_close(twin(images(dtype=torch.float32)), model(images(dtype=torch.float32)))
+    assert calls == [(False, *RELU), (True, *RELU), (False, *RELU)] * 2
+    if copied is not copy.copy:
+        twin[0].bn1.weight.data.zero_()
+        assert model[0].bn1.weight.any()
+
+
+def test_a_slice_of_a_sequential_is_what_it_holds():
+    model = tritonbn.convert(nn.Sequential(nn.Conv2d(4, 4, 1), bn(), nn.ReLU()), fuse=True)
+    x = images(dtype=torch.float32)
+    with tritonbn.backend("aten"):
+        torch.testing.assert_close(F.relu(model[:2](x)), model(x))
+        assert model[:2](x).min() < 0
+        model.append(nn.Conv2d(4, 2, 1))
+        assert model(x).shape[1] == 2
+
+
+def test_twice_changes_nothing_more(calls):
+    model = tritonbn.convert(nn.Sequential(BasicBlock(4, 4), bn(), nn.ReLU()), fuse=True)
+    before, parts = repr(model), [type(m) for m in model.modules()]
+    tritonbn.convert(model, fuse=True)
+    assert repr(model) == before
+    assert [type(m) for m in model.modules()] == parts
+    with tritonbn.backend("aten"):
+        model(images(dtype=torch.float32))
+    assert calls == [(False, *RELU), (True, *RELU), (False, *RELU)]
+
+
+def test_batch_norms_that_are_ours_already(calls):
+    built = nn.Sequential(tritonbn.BatchNorm2d(4), nn.ReLU(), tritonbn.BatchNorm2d(4, activation="silu"), nn.ReLU())
+    tritonbn.convert(tritonbn.convert(built), fuse=True)
+    with tritonbn.backend("aten"):
+        built(images(dtype=torch.float32))
+    assert calls == [(False, *RELU), (False, *SILU)]
+
+
+def test_a_residual_given_by_hand_is_kept(calls):
+    model = written(lambda self, x, r: F.relu(self.bn(x, r)) + r, bn=tritonbn.BatchNorm2d(4))
+    assert "fused" not in repr(fuse_and_check(model, images(), images(seed=9)))
+    assert set(calls) == {(True, None, 0.01)}
+
+
+def test_arguments_by_name_are_not_fused(calls):
+    model = written(lambda self, x: F.relu(self.bn(input=x)) * F.silu(self.bn(x)), bn=bn())
+    assert "fused=[bn + silu]" in repr(fuse_and_check(model, images()))
+    assert set(calls) == {PLAIN, (False, *SILU)}
+
+
+def test_lazy_ones_once_they_are_initialized(calls):
+    model = tritonbn.convert(nn.Sequential(nn.LazyBatchNorm2d(), nn.ReLU()), fuse=True)
+    with tritonbn.backend("aten"):
+        first, second = model(images(dtype=torch.float32)), model(images(dtype=torch.float32))
+    torch.testing.assert_close(first, second)
+    assert calls == [(False, *RELU)]  # torch runs the first call of a lazy module by the forward it had before
+
+
+class Doubled(tritonbn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+class Own(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+@pytest.mark.parametrize("norm", [Doubled(4), Own(4), nn.SyncBatchNorm(4)], ids=str)
+def test_batch_norms_with_a_forward_of_their_own(norm):
+    model = nn.Sequential(norm, nn.ReLU())
+    with (
+        pytest.warns(UserWarning, match="left 0")
+        if norm is not None and not isinstance(norm, Doubled)
+        else contextlib.nullcontext()
+    ):
+        tritonbn.convert(model, fuse=True)
+    assert type(model) is nn.Sequential
+    assert model[0] is norm
+
+
+class Sealed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn = bn()
+
+    def __init_subclass__(cls):
+        raise TypeError("not to be inherited from")
+
+    def forward(self, x):
+        return F.relu(self.bn(x))
+
+
+def test_a_class_that_cannot_be_inherited_from(calls):
+    assert type(fuse_and_check(Sealed(), images())) is Sealed
+    assert set(calls) == {PLAIN}
+
+
+def test_under_torch_compile():
+    model = BasicBlock(4, 4)
+    fused = tritonbn.convert(copy.deepcopy(model), fuse=True)
+    x = images(dtype=torch.float32)
+    with tritonbn.backend("aten"):
+        torch.testing.assert_close(torch.compile(fused, backend="eager", fullgraph=True)(x), model(x))
+
+
+def test_without_batch_norms():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    assert type(tritonbn.convert(model, fuse=True)) is nn.Sequential

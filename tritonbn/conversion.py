@@ -1,0 +1,88 @@
+"""convert: whole models of torch's batch norms turned into ours."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+
+from .functional import Activation
+from .fusion import fuse_forwards
+from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, _KernelBatchNorm, check_activation, future_class
+
+Model = TypeVar("Model", bound=nn.Module)
+
+COUNTERPARTS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
+
+
+NAMES_OF_AN_EMPTY_CLASS = {
+    *("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"),
+    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__static_attributes__"),
+}
+"""What a subclass that adds nothing but a constructor may have in its body, in any version of Python."""
+
+
+def convert(
+    module: Model, *, fuse: bool = False, activation: Activation | None = None, negative_slope: float = 0.01
+) -> Model:
+    """Turn every torch.nn.BatchNorm1d, 2d and 3d in a model into tritonbn's, in place, and return the model.
+
+    The modules stay the objects that they are, with their parameters, buffers, hooks and settings; only their class,
+    and so who computes, changes. Lazy ones follow when they are initialized. A subclass that adds nothing but a
+    constructor is turned too; one with a forward or anything else of its own is left alone, with a UserWarning.
+
+    Args:
+        fuse: find with torch.fx where a batch norm of ours, turned now or before, is followed by a sum, by relu,
+            leaky_relu or silu, or by both, and compute these in the batch norm's launches. The model computes what it
+            did, and its repr says `fused=[...]` in each module whose forward makes such calls.
+        activation: None, "relu", "leaky_relu" or "silu": the activation of every batch norm that this call turns. It
+            changes what the model computes; it is for models that leave the activation to their batch norms.
+        negative_slope: of leaky_relu.
+
+    With `fuse`, modules whose forward makes fused calls get a subclass of their class, under the same name; they stay
+    the objects that they are, with all in them, and their copies and pickles are fused too. Wherever a fused call could
+    differ from the code, the code runs: with hooks on the batch norm or the activation; with a residual of another
+    shape, dtype or device than the batch norm's input; with arguments that are no tensors, or given by name; after a
+    change of the module's attributes or children; under torch.compile; and for good where torch.fx cannot record all
+    that a forward does, such as control flow by data, types or random numbers, no_grad or autocast inside, and writing
+    to attributes. Call it again after changing anything else that a forward reads, such as a global variable.
+
+    ValueError for an unknown activation, before anything is changed.
+    """
+    check_activation("convert", activation)
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and not issubclass(future_class(part), _KernelBatchNorm):
+            own = own_names(part)
+            if own:
+                warnings.warn(
+                    f"tritonbn.convert: left {name or 'the module'} as it is, since {type(part).__name__} "
+                    f"has its own {', '.join(own)}",
+                    stacklevel=2,
+                )
+                continue
+            if isinstance(part, _LazyNormBase):
+                part.cls_to_become = COUNTERPARTS[torch_base(part).cls_to_become]
+            else:
+                part.__class__ = COUNTERPARTS[torch_base(part)]
+            if activation is not None:
+                part.activation, part.negative_slope = activation, negative_slope
+    if fuse:
+        fuse_forwards(module)
+    return module
+
+
+def torch_base(module: _BatchNorm) -> type[nn.Module]:
+    """The class of torch.nn that this module is, if only by inheriting."""
+    return next(kind for kind in type(module).__mro__ if kind.__module__ == _BatchNorm.__module__)
+
+
+def own_names(module: _BatchNorm) -> list[str]:
+    """What keeps a module from being turned: what its class has and torch's has not, or a forward of its own."""
+    base = torch_base(module)
+    if base not in COUNTERPARTS and getattr(base, "cls_to_become", None) not in COUNTERPARTS:
+        return ["forward"]
+    derived = [kind for kind in type(module).__mro__ if kind not in base.__mro__]
+    names = {name for kind in derived for name in vars(kind)} | ({"forward"} & vars(module).keys())
+    return sorted(name for name in names if name not in NAMES_OF_AN_EMPTY_CLASS)

@@ -1,0 +1,293 @@
+"""Batch norm, sum and activation made one call, in the forwards of a model: what convert(model, fuse=True) does.
+
+torch.fx records the forward of each module by itself; the modules that it calls are one node each. Only calls change,
+never a module's settings, so what is not called from a record computes what it always did. A record says less than the
+code it is taken from: it is used where it must say the same, and elsewhere the code runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import operator
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+from torch.nn.modules.conv import _ConvNd
+
+from .functional import Activation
+from .modules import _KernelBatchNorm, future_class
+from .recording import Recorder, add_in_place, altered, settings, without_randomness
+
+SUMS = {operator.add: operator.add, torch.add: operator.add, "add": operator.add}
+SUMS_IN_PLACE = {add_in_place: operator.iadd, "add_": operator.iadd}
+ACTIVATIONS: dict[type, Activation | None] = {
+    types.NoneType: None,
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.SiLU: "silu",
+}
+FUNCTIONS: dict[Any, type[nn.Module]] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU),
+    F.leaky_relu: nn.LeakyReLU,
+    F.silu: nn.SiLU,
+}
+"""Functions, and methods by name, that take the arguments of the module's constructor after their input."""
+
+
+def fuse_forwards(model: nn.Module) -> None:
+    """Fuse what can be fused in the forward of every module of a model, in place, and leave the rest as it is."""
+    for module in list(model.modules()):
+        fuse_forward(module)
+
+
+def fuse_forward(module: nn.Module) -> None:
+    """Give a module those programs of its forward that have something fused in them, and the class that runs them."""
+    programs = Programs()
+    if any(map(takes_epilogue, module.modules())):
+        for training, grad in itertools.product((True, False), repeat=2):
+            with contextlib.suppress(Exception), torch.set_grad_enabled(grad):
+                program = record(module, training)
+                if program.calls:
+                    programs[training, grad] = program
+    if programs and not isinstance(module, Fused):
+        with contextlib.suppress(Exception):  # a class with slots, or one that nobody may inherit from
+            module.__class__ = fused_class(type(module))
+    if isinstance(module, Fused):
+        vars(module)["_programs"] = programs
+
+
+class Programs(dict[tuple[bool, bool], "Program"]):
+    """By module.training and torch.is_grad_enabled(). Copied and pickled as empty: a copy of a module makes its own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Programs, ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A forward as recorded, with something fused in it, and what makes it the same as the one that was written."""
+
+    forward: Callable[..., Any]
+    settings: dict[str, Any]
+    inputs: int
+    """How many arguments have no default."""
+    entered: list[nn.Module]
+    """Modules whose calls are not nodes of the record."""
+    calls: list[str]
+    """What each fused call does, such as "bn2 + residual + relu"."""
+
+    def serves(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether it says of this call what the code does."""
+        try:
+            return (
+                not kwargs
+                and len(args) == self.inputs
+                and all(type(argument) in (Tensor, nn.Parameter) for argument in args)
+                and self.settings.items() <= vars(module).items()
+                and not any(map(altered, self.entered))
+            )
+        except (RuntimeError, ValueError):  # a tensor or an array is a setting now, and equals nothing as a whole
+            return False
+
+
+class Fused(nn.Module):
+    """What a module with programs has beside what it had before."""
+
+    written: type[nn.Module]
+    """The class it was of."""
+    _programs = Programs()
+
+    def extra_repr(self) -> str:
+        """As before, and the calls that are fused."""
+        calls = dict.fromkeys(call for program in self._programs.values() for call in program.calls)
+        return ", ".join(filter(None, (super().extra_repr(), f"fused=[{', '.join(calls)}]")))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return restored, (self.written,), *super().__reduce_ex__(max(2, protocol))[2:]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        fuse_forward(self)
+
+
+@functools.cache
+def fused_class(written: type[nn.Module]) -> type[Fused]:
+    """A class whose forward runs the program that serves, or else the forward that was written."""
+
+    @functools.wraps(written.forward)
+    def forward(self: Fused, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():  # which has guards and fusion of its own
+            program = self._programs.get((self.training, torch.is_grad_enabled()))
+            if program is not None and program.serves(self, args, kwargs):
+                return program.forward(self, *args)
+        return written.forward(self, *args, **kwargs)
+
+    same = {name: getattr(written, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(written.__name__, (Fused, written), {**same, "forward": forward, "written": written})
+
+
+def restored(written: type[nn.Module]) -> Fused:
+    """An object of the fused class, before its state is set."""
+    kind = fused_class(written)
+    return kind.__new__(kind)
+
+
+def written_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module without what is fused in it."""
+    return module.written if isinstance(module, Fused) else type(module)
+
+
+def record(module: nn.Module, training: bool) -> Program:
+    """The program of a module's forward in one phase; an exception of any type where there can be none."""
+    written = written_class(module)
+    parameters = list(inspect.signature(written.forward).parameters.values())[1:]
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    if (written.__reduce__, written.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
+        raise TraceError("a class with a way of its own to copy its objects")
+    twin = object.__new__(written)
+    vars(twin).update(vars(module) | settings(module), training=training)
+    before = settings(twin)
+    recorder = Recorder(is_entered)
+    with without_randomness():
+        graph = recorder.trace(twin, defaults)
+    if settings(twin) != before:
+        raise TraceError("the forward changes its module")
+    calls = fuse_graph(graph, twin)
+    forward = type(fx.GraphModule(twin, graph)).forward
+    return Program(forward, before, len(parameters) - len(defaults), recorder.entered, calls)
+
+
+def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[str]:
+    """Put one call in place of each batch norm and what follows it, and say what these calls do."""
+    calls = []
+    for norm in reversed(list(graph.nodes)):  # of two summands the later one takes the other
+        if norm.op != "call_module" or not takes_epilogue(root.get_submodule(norm.target)):
+            continue
+        if norm.kwargs or not len(norm.args) == len(norm.all_input_nodes) == 1:
+            continue
+        last, residual, operation, activated = norm, *sum_after(norm, root), None
+        if residual is not None:
+            last = sole_user(norm)
+        activation = activation_after(last, root)
+        if activation is not None:
+            activated = sole_user(last)
+        elif residual is None:
+            continue
+        with graph.inserting_before(last):
+            arguments = [graph.create_node("get_attr", norm.target), norm.args[0], residual]
+            if activated is not None and activated.op == "call_module":
+                arguments.append(graph.create_node("get_attr", activated.target))
+            call = graph.call_function(one_call(operation, activation), tuple(arguments))
+        (activated or last).replace_all_uses_with(call)
+        for node in dict.fromkeys((activated, last, norm)):
+            if node is not None:
+                graph.erase_node(node)
+        names = norm.target, residual and "residual", ACTIVATIONS[type(activation)]
+        calls.insert(0, " + ".join(filter(None, names)))
+    return calls
+
+
+def sole_user(node: fx.Node) -> fx.Node | None:
+    """The node that alone uses this one's value."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def sum_after(norm: fx.Node, root: nn.Module) -> tuple[fx.Node | None, Callable[..., Any] | None]:
+    """What is added to a batch norm, and by which operator; None if nothing is that the batch norm can take."""
+    node = sole_user(norm)
+    if node is None or node.op not in ("call_function", "call_method") or node.kwargs not in ({}, {"alpha": 1}):
+        return None, None
+    operation = SUMS.get(node.target) or (SUMS_IN_PLACE.get(node.target) if node.args[0] is norm else None)
+    others = [other for other in node.args if other is not norm]
+    if operation is None or len(node.args) != 2 or len(others) != 1 or not isinstance(others[0], fx.Node):
+        return None, None
+    return (others[0], operation) if can_wait(norm, node, root) else (None, None)
+
+
+def can_wait(norm: fx.Node, node: fx.Node, root: nn.Module) -> bool:
+    """Whether a batch norm can be called as late as a node: nothing in between can change its input or itself."""
+    if norm.next is node:
+        return True
+    x, module = norm.args[0], root.get_submodule(norm.target)
+    parts = [root.get_submodule(node.target) for node in norm.graph.nodes if node.op == "call_module"]
+    return (
+        sum(module in part.modules() for part in parts) == 1
+        and sole_user(x) is norm
+        and x.op == "call_module"
+        and isinstance(root.get_submodule(x.target), (_ConvNd, nn.Linear))
+    )
+
+
+def activation_after(operand: fx.Node, root: nn.Module) -> nn.Module | None:
+    """The activation that alone takes a value, as a module; None if it is none of a batch norm's."""
+    node = sole_user(operand)
+    if node is None or node.args[:1] != (operand,) or node.all_input_nodes != [operand]:
+        return None
+    if node.op == "call_module":
+        module = root.get_submodule(node.target)
+        return module if type(module) in ACTIVATIONS else None
+    if node.op in ("call_function", "call_method") and node.target in FUNCTIONS:
+        return FUNCTIONS[node.target](*node.args[1:], **node.kwargs)
+    return None
+
+
+def one_call(operation: Callable[..., Any] | None, default: nn.Module | None) -> Callable[..., Any]:
+    """activation(norm(x) + residual) as one call of the batch norm where that is the same, else as it was written."""
+
+    def fused(norm: nn.Module, x: Any, residual: Any, activation: nn.Module | None = default) -> Any:
+        kind = type(activation)
+        if (
+            type(norm).forward is _KernelBatchNorm.forward
+            and norm.activation is None
+            and kind in ACTIVATIONS
+            and (operation is None or alike(x, residual))
+            and not (altered(norm) or (activation is not None and altered(activation)))
+        ):
+            slope = activation.negative_slope if kind is nn.LeakyReLU else 0.01
+            return norm.forward(x, residual, (ACTIVATIONS[kind], slope))
+        y = norm(x)
+        if operation is not None:
+            y = operation(y, residual)
+        return y if activation is None else activation(y)
+
+    return fused
+
+
+def alike(x: Any, residual: Any) -> bool:
+    """Whether a batch norm of x can take this residual."""
+    return (
+        isinstance(x, Tensor)
+        and isinstance(residual, Tensor)
+        and residual.shape == x.shape
+        and residual.dtype == x.dtype
+        and residual.device == x.device
+        and residual.layout == x.layout
+    )
+
+
+def takes_epilogue(module: nn.Module) -> bool:
+    """Whether this is a batch norm of ours, if only when it is initialized, that has no activation of its own."""
+    forward = getattr(future_class(module), "forward", None)
+    return forward is _KernelBatchNorm.forward and getattr(module, "activation", None) is None
+
+
+def is_entered(module: nn.Module) -> bool:
+    """Whether it is a Sequential that ends in a batch norm, or an Identity: what comes after it belongs to it."""
+    return type(module) is nn.Identity or (isinstance(module, nn.Sequential) and ends_in_norm(module))
+
+
+def ends_in_norm(module: nn.Module) -> bool:
+    """Whether a batch norm of ours is the last that a module calls, through Sequentials only."""
+    if isinstance(module, nn.Sequential):
+        plain = written_class(module).forward is nn.Sequential.forward and not altered(module)
+        return plain and len(module) > 0 and ends_in_norm(module[-1])
+    return takes_epilogue(module)
