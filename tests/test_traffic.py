@@ -15,16 +15,16 @@ FIRST, LAST = torch.contiguous_format, torch.channels_last
 
 CASES = {
     "planes": ((4, 2, 64, 64), FIRST, (1, 1, 4096)),
-    "planes, partly filled tiles": ((3, 2, 61, 60), FIRST, (1, 1, 2048)),
+    "planes, partly filled tiles": ((3, 2, 61, 60), FIRST, (1, 1, 4096)),
     "one chunk": ((2, 3, 40, 40), FIRST, (1, 2, 2048)),
     "rows": ((4, 32, 32, 32), LAST, (16, 1, 1024)),
     "odd planes": ((64, 12, 7, 7), FIRST, (8, 16, 512)),
-    "few channels": ((4, 3, 64, 64), LAST, (4, 2, 2048)),
+    "few channels": ((4, 3, 64, 64), LAST, (4, 32, 2048)),
 }
 """Shape and memory format of x, and the tile."""
 
 WAIT = {"strategy": "resident"}
-TIMES = {"resident": (WAIT, 1), "at once": (WAIT | {"at_once": 4}, 1), "dataflow": ({"strategy": "dataflow"}, 2)}
+TIMES = {"resident": (WAIT, 1), "at once": (WAIT | {"at_once": 8}, 1), "dataflow": ({"strategy": "dataflow"}, 2)}
 TIMES["split"] = ({"strategy": "split"}, 2)
 """Of each strategy its options, and how often it reads a tensor."""
 

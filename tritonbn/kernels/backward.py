@@ -14,7 +14,7 @@ from .channel import VECTORS, load_statistics, scale_and_shift
 from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
 from .gradient import coefficients, input_gradient, store_gradients
 from .upstream import gradient_of_z, load_clue
-from .view import block_and_chunk, block_channels, channel_sums, load_view, spread, store_view, tiles_of_chunk
+from .view import block_and_chunk, block_channels, channel_sum, load_view, spread, store_view, tiles_of_chunk
 from .welford import add_sums, load_published, publish, store_sums
 
 
@@ -95,7 +95,8 @@ def backward_kernel(
             sum_dz += dz
             sum_dz_x += dz * tl.where(mask, deviation, 0.0)
         if partials is not None:
-            chunk_dz, chunk_dz_x = channel_sums(sum_dz, sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+            chunk_dz = channel_sum(sum_dz, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+            chunk_dz_x = channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
             store_sums(partials, c, channels, chunk, chunk_dz, chunk_dz_x, BLOCK_K)
             if last_chunk(counters, block, chunks):
                 total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K)

@@ -66,28 +66,9 @@ def run_sum(
     CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """[1, BLOCK_O, BLOCK_I] -> [BLOCK_C]: lanes over all runs first, then the lanes of each channel."""
-    lanes = tl.sum(tl.reshape(value, [value.shape[1], value.shape[2]]), 0)
-    return lane_sum(lanes, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-
-
-@triton.jit
-def run_sums(
-    first, second,
-    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """The same of two tiles, over all runs in one go."""
-    shape: tl.constexpr = [first.shape[1], first.shape[2]]
-    lanes, more = tl.split(tl.sum(tl.join(tl.reshape(first, shape), tl.reshape(second, shape)), 0))
-    return lane_sum(lanes, CHANNELS_LAST, FOLD, RUN, BLOCK_C), lane_sum(more, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-
-
-@triton.jit
-def lane_sum(
-    lanes,
-    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """[BLOCK_I] -> [BLOCK_C]: the lanes of each channel."""
-    BLOCK_F: tl.constexpr = 2 * lanes.shape[0] // BLOCK_C
+    BLOCK_I: tl.constexpr = value.shape[2]
+    BLOCK_F: tl.constexpr = 2 * BLOCK_I // BLOCK_C
+    lanes = tl.sum(tl.reshape(value, [value.shape[1], BLOCK_I]), 0)
     c, f = tl.arange(0, BLOCK_C)[:, None], tl.arange(0, BLOCK_F)[None, :]
     exists = (c < RUN // FOLD) & (f < FOLD)
     if CHANNELS_LAST:

@@ -16,7 +16,7 @@ from .rounding import inverse_sqrt
 from .view import (
     block_and_chunk,
     block_channels,
-    channel_sums,
+    channel_sum,
     load_view,
     spread,
     tiles_of_chunk,
@@ -80,8 +80,11 @@ def forward_kernel(
             deviation += further
             squares += further * further
         count = values_before(last, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN) - before
-        deviation, squares = channel_sums(deviation, squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-        offset, M2 = centred_moments(deviation, squares, count.to(ACCUMULATOR))
+        offset, M2 = centred_moments(
+            channel_sum(deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
+            channel_sum(squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
+            count.to(ACCUMULATOR),
+        )
         store_moments(partials, c, channels, chunk, centre, offset, M2, BLOCK_K)
         if last_chunk(counters, block, chunks):
             mean, variance = merge_chunks(

@@ -12,7 +12,7 @@ from .gradient import coefficients, input_gradient, store_gradients
 from .hold import as_loaded
 from .resident_forward import EVERYONE_MERGES
 from .upstream import gradient_of_z, load_clue
-from .view import block_channels, channel_sums, load_view, spread, store_view
+from .view import block_channels, channel_sum, load_view, spread, store_view
 from .welford import add_sums, load_published, publish, store_sums
 
 
@@ -72,9 +72,8 @@ def resident_backward_kernel(
                 dx_o0, dx_o1, dx_o2, dx_c, dx_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
-        dz = tl.where(mask, dz, 0.0)
-        deviation = tl.where(mask, deviation, 0.0)
-        total_dz, total_dz_x = channel_sums(dz, dz * deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        total_dz = channel_sum(tl.where(mask, dz, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        total_dz_x = channel_sum(tl.where(mask, dz * deviation, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
 
         last = True
         if BLOCK_K > 1:

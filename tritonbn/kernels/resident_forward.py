@@ -9,7 +9,7 @@ from .exchange import last_chunk, meet, my_items
 from .finish import finish_channels
 from .hold import as_loaded
 from .rounding import inverse_sqrt
-from .view import block_channels, channel_sums, load_view, spread, values_before
+from .view import block_channels, channel_sum, load_view, spread, values_before
 from .welford import centred_moments, merge_chunks, store_moments, tile_centre
 
 EVERYONE_MERGES = tl.constexpr(4)
@@ -56,8 +56,11 @@ def resident_forward_kernel(
         held = as_loaded(held, PACKED)
         deviation = held.to(ACCUMULATOR) - spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
         deviation = tl.where(mask, deviation, 0.0)
-        deviation, squares = channel_sums(deviation, deviation * deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-        offset, M2 = centred_moments(deviation, squares, count)
+        offset, M2 = centred_moments(
+            channel_sum(deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
+            channel_sum(deviation * deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
+            count,
+        )
         mean, variance = centre + offset, M2 / count
 
         last = True

@@ -124,15 +124,6 @@ def tile_sum(value):
 
 
 @triton.jit
-def tile_sums(first, second):
-    """The same of two tiles, in one go: neither outlives it, and the warps meet but once."""
-    BLOCK_C: tl.constexpr = first.shape[0]
-    BLOCK_R: tl.constexpr = first.shape[1] * first.shape[2]
-    both = tl.join(tl.reshape(first, [BLOCK_C, BLOCK_R]), tl.reshape(second, [BLOCK_C, BLOCK_R]))
-    return tl.split(tl.sum(both, 1))
-
-
-@triton.jit
 def over_tile(value):
     """[BLOCK_C] -> [BLOCK_C, 1, 1], to meet the elements of a tile."""
     return value[:, None, None]

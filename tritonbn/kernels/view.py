@@ -6,17 +6,8 @@ Tiles of a block are numbered; a chunk is a run of `tiles_per_chunk` of them.
 import triton
 import triton.language as tl
 
-from .fold import over_run, run_indices, run_mask, run_offsets, run_sum, run_sums
-from .tile import (
-    chunk_tiles,
-    elements_before,
-    over_tile,
-    tile_indices,
-    tile_mask,
-    tile_offsets,
-    tile_sum,
-    tile_sums,
-)
+from .fold import over_run, run_indices, run_mask, run_offsets, run_sum
+from .tile import chunk_tiles, elements_before, over_tile, tile_indices, tile_mask, tile_offsets, tile_sum
 
 
 @triton.jit
@@ -109,19 +100,6 @@ def channel_sum(
     else:
         total = tile_sum(value)
     return total
-
-
-@triton.jit
-def channel_sums(
-    first, second,
-    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """The same of two tiles."""
-    if RUN:
-        one, other = run_sums(first, second, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-    else:
-        one, other = tile_sums(first, second)
-    return one, other
 
 
 @triton.jit

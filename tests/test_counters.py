@@ -1,0 +1,134 @@
+"""The zeros by which programs count each other: one buffer a stream, given up when a launch fails, never inherited."""
+
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton
+from interleaving import Deadlock, side_by_side
+from support import DEVICE, compare, random, vector
+
+import tritonbn
+from tritonbn import counters
+from tritonbn.launch import INTERPRETED
+
+device = torch.device(DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    counters.forget()
+    yield
+    counters.forget()
+
+
+@pytest.fixture
+def on_stream(monkeypatch):
+    """on_stream(number) makes it the current one."""
+    return lambda number: monkeypatch.setattr(counters, "current_stream", lambda device: number)
+
+
+def test_one_buffer_serves_all_launches_of_a_stream(on_stream):
+    on_stream(1)
+    first = counters.take(device, 10)
+    assert first.dtype == torch.int32
+    assert first.numel() >= 10
+    assert not first.any()
+    assert counters.take(device, 100) is first
+    on_stream(2)
+    assert counters.take(device, 10) is not first
+    on_stream(1)
+    assert counters.take(device, 10) is first
+
+
+def test_a_larger_launch_gets_a_larger_buffer(on_stream):
+    on_stream(1)
+    small = counters.take(device, 1)
+    large = counters.take(device, 10 * small.numel())
+    assert large.numel() >= 10 * small.numel()
+    assert counters.take(device, 1) is large
+
+
+def test_a_captured_launch_has_its_own(monkeypatch, on_stream):
+    on_stream(1)
+    kept = counters.take(device, 10)
+    with monkeypatch.context() as capture:
+        capture.setattr(counters, "capturing", lambda device: True)
+        first, second = counters.take(device, 10), counters.take(device, 10)
+        assert len({t.data_ptr() for t in (kept, first, second)}) == 3
+        assert not first.any()
+    assert counters.take(device, 10) is kept
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="ends a launch in the midst of it")
+def test_after_an_aborted_launch(cut):
+    """Programs that never came to an end leave counts behind; the next launch starts from zeros, and is right."""
+    cut(8, 1, 4, 1, strategy="resident")
+    x = random((2, 16, 1, 5)).contiguous(memory_format=torch.channels_last)
+    counters.take(device, 1)
+    (kept,) = counters._kept.values()
+    with pytest.raises(Deadlock), side_by_side(0, slots=2):
+        tritonbn.batch_norm(x, None, None, training=True)
+    assert kept.any(), "the launch had begun to count"
+    assert not counters._kept
+    with side_by_side(0, slots=64):
+        compare(x, weight=vector(16, torch.float32, 2))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="replaces the launch")
+def test_after_a_launch_that_failed(monkeypatch, cut):
+    cut(1, 1, 4, 1, strategy="dataflow")
+    running = torch.zeros(3), torch.ones(3)
+    tritonbn.batch_norm(random((4, 3, 5)), *running, training=True)
+    assert counters._kept
+    before = [t.clone() for t in running]
+
+    def fail(self, *arguments, **keywords):
+        raise triton.OutOfResources(300000, 200000, "shared memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("triton.runtime.interpreter.GridExecutor.__call__", fail)
+        with pytest.raises(triton.OutOfResources):
+            tritonbn.batch_norm(random((4, 3, 5)), *running, training=True)
+    assert not counters._kept
+    assert all(map(torch.equal, running, before))
+
+
+def test_threads_get_buffers_that_are_large_enough(on_stream):
+    on_stream(1)
+    taken = []
+    sizes = range(1, 40000, 997)
+    threads = [threading.Thread(target=lambda n=n: taken.append((n, counters.take(device, n)))) for n in sizes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == len(sizes)
+    assert all(buffer.numel() >= size and not buffer.any() for size, buffer in taken)
+
+
+FORK = """
+import os, torch
+from tritonbn import counters
+counters.current_stream = lambda device: 0
+counters.take(torch.device("cpu"), 10).fill_(7)
+child = os.fork()
+if child == 0:
+    os._exit(int(bool(counters._kept) or bool(counters.take(torch.device("cpu"), 10).any())))
+assert os.waitpid(child, 0)[1] == 0
+assert counters.take(torch.device("cpu"), 10).all()
+"""
+
+
+def test_a_forked_process_inherits_none():
+    subprocess.run([sys.executable, "-c", FORK], check=True)
+
+
+def test_the_stream_is_the_drivers(monkeypatch):
+    driver = SimpleNamespace(get_current_stream=lambda index: 40 + index)
+    monkeypatch.setattr(counters, "INTERPRETED", False)
+    monkeypatch.setattr(counters.triton.runtime, "driver", SimpleNamespace(active=driver))
+    assert counters.current_stream(torch.device("cuda", 2)) == 42
