@@ -27,8 +27,8 @@ RESULTS = 3
 FEW_RESULTS = 6
 """So many of them a thread take no more registers."""
 
-PACKED_ELEMENT = 1.5
-"""Registers for each element of x of a resident tile in 16 bits, forward or, with one of dy, backward."""
+PACKED_ELEMENT = {"forward": 1.5, "backward": 1.7}
+"""Registers for each element of x of a resident tile in 16 bits, backward with one of dy."""
 
 HELD_ELEMENT = {2: 2.2, 4: 2.2, 8: 5.2}
 """The same for each element of each tensor that is held as it is computed with, by its bytes in memory."""
@@ -38,8 +38,8 @@ STREAMED_ELEMENT = {"forward": 1.25, "inference": 1.0, "backward": 3.6, "sums": 
 
 EPILOGUE_ELEMENT = {
     "none": dict.fromkeys(READ, 0.0),
-    "sign": {"forward": 0.6, "inference": 0.5, "backward": 1.0, "sums": 0.8},
-    "value": {"forward": 1.0, "inference": 1.0, "backward": 3.0, "sums": 2.8},
+    "sign": {"forward": 0.8, "inference": 0.5, "backward": 1.4, "sums": 0.8},
+    "value": {"forward": 1.3, "inference": 1.0, "backward": 3.0, "sums": 2.8},
 }
 """What an epilogue adds to these, for each element."""
 
@@ -54,7 +54,7 @@ LATENCY = 0.7e-6
 TILE_LATENCY = 0.5e-6
 """The same for each further tile of a chunk."""
 
-WARP = 0.06e-6
+WARP = 0.1e-6
 """What each of its warps adds, since a program's warps wait for each other."""
 
 EXCHANGE = 0.4e-6
@@ -69,7 +69,7 @@ LOCKSTEP = 4
 COOPERATIVE = 1e-6
 """What it costs a launch to find room for all of its programs at once."""
 
-PROGRAM = 2e-9
+PROGRAM = 1e-9
 """What starting a program costs the whole GPU."""
 
 MERGED = 5e-9
@@ -115,7 +115,7 @@ def registers_needed(
     if config.strategy != "resident":
         element = STREAMED_ELEMENT[mode] * max(1, itemsize // 4)
     elif config.packed:
-        element = PACKED_ELEMENT
+        element = PACKED_ELEMENT[mode]
     else:
         element = HELD_ELEMENT[itemsize] * READ[mode]
     element += EPILOGUE_ELEMENT[epilogue][mode] * max(1, itemsize // 4)

@@ -18,10 +18,13 @@ MOST_MERGED = 4096
 MERGED_BY_A_THREAD = 8
 """The same for each thread of one that holds a tile meanwhile."""
 
-WARPS = (1, 2, 4, 8, 16)
+WARPS = (1, 2, 4, 8)
 
-MOST_THREADS = 512
-"""Of a program: with more, no thread could have 128 registers."""
+LEAST_WARPS = 2
+"""Of a resident program, unless its tile is too small: cycle-level simulation has 2 to 4 at the front."""
+
+MOST_THREADS = 256
+"""Of a program: with more, no thread could have as many registers as there are."""
 
 HELD = {"planes": (8, 16, 32), "runs": (8, 16, 32), "rows": (16, 32, 64)}
 """Elements of a tensor that a thread of a resident program holds, channels-first, folded and channels-last.
@@ -64,7 +67,8 @@ def space(
         held = HELD["runs" if geometry.fold(itemsize) else "rows" if geometry.channels_last else "planes"]
         found = False
         for config in with_warps(geometry, itemsize, device, held):
-            if config.elements <= MOST_HELD:
+            small = config.elements < LEAST_WARPS * device.warp_size * held[0]
+            if config.elements <= MOST_HELD and (config.num_warps >= LEAST_WARPS or small):
                 for candidate in resident(config, geometry, itemsize, mode, device, share, epilogue):
                     found = True
                     yield candidate
@@ -118,6 +122,7 @@ def streamed(
         if tiles_per_chunk >= 2 * config.tiles(geometry):
             return
         cut = replace(config, tiles_per_chunk=tiles_per_chunk)
+        cut = replace(cut, registers=most_registers(cut, 1, device))
         chunks = cut.chunks(geometry)
         if mode != "inference" and power_of_two(chunks) * cut.block_c > MOST_MERGED:
             continue
@@ -126,8 +131,7 @@ def streamed(
         else:
             per_sm = places(cut, registers_needed(cut, geometry, itemsize, mode, device, epilogue), device)
             window = min(cut.channel_blocks(geometry), math.ceil(device.sm_count * per_sm / chunks))
-            registers = most_registers(cut, per_sm, device)
-            yield replace(cut, strategy="dataflow", window=max(1, window), registers=registers)
+            yield replace(cut, strategy="dataflow", window=max(1, window))
 
 
 def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:
