@@ -108,6 +108,49 @@ def test_the_choice_of_a_config_is_sane(shape, mode):
             assert programs <= max(1024, 2 * math.prod(shape) // 256), "programs of next to no elements"
 
 
+FIRST, LAST = torch.contiguous_format, torch.channels_last
+
+NEIGHBOURS = {
+    "7 x 7": ((32, 512, 7, 7), (32, 512, 8, 8), FIRST, 1.3),
+    "14 x 14": ((32, 1024, 14, 14), (32, 1024, 16, 16), FIRST, 1.3),
+    "7 x 7, channels last": ((32, 512, 7, 7), (32, 512, 8, 8), LAST, 1.3),
+    "14 x 14, channels last": ((32, 1024, 14, 14), (32, 1024, 16, 16), LAST, 1.3),
+    "3 channels": ((32, 3, 224, 224), (32, 4, 224, 224), FIRST, 1.3),
+    "3 channels, channels last": ((32, 3, 224, 224), (32, 4, 224, 224), LAST, 1.3),
+    "4 channels, channels last": ((64, 4, 112, 112), (64, 8, 112, 112), LAST, 1.3),
+    "8 channels, channels last": ((64, 8, 112, 112), (64, 16, 112, 112), LAST, 1.3),
+    "33 channels": ((32, 33, 56, 56), (32, 32, 56, 56), FIRST, 1.3),
+    "33 channels, channels last": ((32, 33, 56, 56), (32, 32, 56, 56), LAST, 1.55),
+    "96 channels, channels last": ((32, 96, 56, 56), (32, 128, 56, 56), LAST, 1.3),
+    "1000 channels": ((32, 1000, 16, 16), (32, 1024, 16, 16), FIRST, 1.3),
+    "1000 channels, channels last": ((32, 1000, 16, 16), (32, 1024, 16, 16), LAST, 1.3),
+    "rows of 1000": ((4096, 1000), (4096, 1024), FIRST, 1.3),
+    "rows of 33": ((4096, 33), (4096, 32), FIRST, 1.3),
+    "rows of 3": ((65536, 3), (65536, 4), FIRST, 1.3),
+    "one huge channel": ((1, 1, 2**24 + 1), (1, 1, 2**24), FIRST, 1.3),
+    "many tiny channels": ((4, 100003, 3), (4, 100000, 4), FIRST, 1.3),
+    "a batch of 1": ((1, 64, 111, 111), (1, 64, 112, 112), FIRST, 1.3),
+    "a batch of 1, channels last": ((1, 64, 111, 111), (1, 64, 112, 112), LAST, 1.3),
+}
+"""An odd shape, a round one, how both lie, and how many times its neighbour's modelled time the odd one may take."""
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "inference"])
+@pytest.mark.parametrize("device", ["H100", "A100", "MI300X"])
+@pytest.mark.parametrize(("odd", "rounded", "memory_format", "most"), NEIGHBOURS.values(), ids=NEIGHBOURS)
+def test_odd_shapes_are_not_much_slower(odd, rounded, memory_format, most, device, mode):
+    """An element of the odd one takes no longer than so many times one of its neighbour, or the whole no longer."""
+    gpu, times = devices.named(device), []
+    for shape in (odd, rounded):
+        strides = torch.empty(shape, device="meta", dtype=torch.bfloat16)
+        strides = (strides.to(memory_format=memory_format) if len(shape) == 4 else strides).stride()
+        geometry = describe(shape, 1, strides, strides, strides)
+        config = space.choose(geometry, 2, mode, gpu, counters.SHARE)
+        times.append(cost.LAUNCH + cost.modelled_time(geometry, config, 2, mode, gpu))
+    elements = math.prod(odd) / math.prod(rounded)
+    assert times[0] <= most * times[1] * max(1.0, elements)
+
+
 SHAPES = [(32, 64, 56, 56), (6272, 96), (4096, 512), (50176, 8), (1, 1, 2**20), (32, 320, 7, 7), (2, 2, 544, 544)]
 
 

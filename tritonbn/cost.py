@@ -10,6 +10,7 @@ import math
 from .configs import SECTOR, Config, Epilogue, Mode, power_of_two
 from .devices import Device
 from .geometry import FULL_ACCESS, Geometry
+from .kernels.welford import MERGED_AT_ONCE
 
 READ = {"forward": 1, "inference": 1, "backward": 2, "sums": 2}
 """Tensors read once."""
@@ -124,7 +125,8 @@ def registers_needed(
     if config.lanes:
         needed += FOLDING if epilogue == "none" or mode != "backward" else 2 * FOLDING
     if mode != "inference" and (chunks := config.chunks(geometry)) > 1:
-        merged = RESULTS * power_of_two(chunks) * config.block_c / (config.num_warps * device.warp_size)
+        merged = RESULTS * min(power_of_two(chunks) * config.block_c, MERGED_AT_ONCE.value)
+        merged /= config.num_warps * device.warp_size
         if config.strategy == "resident":
             needed += max(0, merged - FEW_RESULTS)
         needed = max(needed, SPARE_REGISTERS + 2 * merged)

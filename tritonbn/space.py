@@ -12,11 +12,8 @@ from .counters import FRACTION
 from .devices import Device
 from .geometry import Geometry
 
-MOST_MERGED = 4096
-"""Most partial results, of each kind, that a program merges in one piece."""
-
-MERGED_BY_A_THREAD = 8
-"""The same for each thread of one that holds a tile meanwhile."""
+MOST_MERGED = 32768
+"""Most results of chunks, of all channels of a block together, that one program merges."""
 
 WARPS = (1, 2, 4, 8)
 
@@ -103,11 +100,9 @@ def resident(
         return
     config = replace(config, registers=most_registers(config, per_sm, device))
     slots = device.sm_count * per_sm
-    merged = power_of_two(chunks) * config.block_c
-    most_merged = min(MOST_MERGED, MERGED_BY_A_THREAD * config.num_warps * device.warp_size)
     if chunks == 1:
         yield config
-    elif merged <= most_merged and device.concurrent:
+    elif power_of_two(chunks) * config.block_c <= MOST_MERGED and device.concurrent:
         if share and per_sm >= FRACTION and chunks <= slots // share:
             yield config
         elif chunks <= slots:

@@ -54,14 +54,15 @@ def store_partials(partials, number, c, channels, chunk, value, BLOCK_K: tl.cons
     tl.store(partial_pointers(partials, number, c, channels, chunk, BLOCK_K), value, c < channels)
 
 
+MERGED_AT_ONCE = tl.constexpr(2048)
+"""Results of chunks, of all channels of a block together, that are loaded in one piece."""
+
+
 @triton.jit
-def load_partials(partials, number, c, channels, chunks, BLOCK_K: tl.constexpr):
-    """One number [BLOCK_C, BLOCK_K] of every chunk, zero where there is none; whole rows, so by wide loads."""
-    k = tl.arange(0, BLOCK_K)[None, :]
-    value = tl.load(
-        partial_pointers(partials, number, c[:, None], channels, k, BLOCK_K), (c < channels)[:, None], other=0.0
-    )
-    return tl.where(k < chunks, value, 0.0)
+def load_partials(partials, number, c, channels, k, chunks, BLOCK_K: tl.constexpr):
+    """One number [BLOCK_C, k] of some chunks, zero where there is none; whole rows, so by wide loads."""
+    at = partial_pointers(partials, number, c[:, None], channels, k[None, :], BLOCK_K)
+    return tl.where((k < chunks)[None, :], tl.load(at, (c < channels)[:, None], other=0.0), 0.0)
 
 
 @triton.jit
@@ -74,8 +75,13 @@ def store_sums(partials, c, channels, chunk, first, second, BLOCK_K: tl.constexp
 @triton.jit
 def add_sums(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
     """Both sums [BLOCK_C] over all chunks, in one and the same order."""
-    first = load_partials(partials, 0, c, channels, chunks, BLOCK_K)
-    second = load_partials(partials, 1, c, channels, chunks, BLOCK_K)
+    BLOCK_M: tl.constexpr = min(BLOCK_K, max(1, MERGED_AT_ONCE // c.shape[0]))
+    first = tl.zeros([c.shape[0], BLOCK_M], partials.dtype.element_ty)
+    second = tl.zeros([c.shape[0], BLOCK_M], partials.dtype.element_ty)
+    for before in range(0, BLOCK_K, BLOCK_M):
+        k = before + tl.arange(0, BLOCK_M)
+        first += load_partials(partials, 0, c, channels, k, chunks, BLOCK_K)
+        second += load_partials(partials, 1, c, channels, k, chunks, BLOCK_K)
     return tl.sum(first, 1), tl.sum(second, 1)
 
 
@@ -109,18 +115,45 @@ def merge_chunks(
     FOLD: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """Mean and biased variance [BLOCK_C] of all chunks, merged in one and the same order."""
-    centre = load_partials(partials, 0, c, channels, chunks, BLOCK_K)
-    offset = load_partials(partials, 1, c, channels, chunks, BLOCK_K)
-    chunk_M2 = load_partials(partials, 2, c, channels, chunks, BLOCK_K)
-    k = tl.arange(0, BLOCK_K)
-    reference = tl.sum(tl.where((k == 0)[None, :], centre, 0.0), 1, keep_dims=True)
+    BLOCK_M: tl.constexpr = min(BLOCK_K, max(1, MERGED_AT_ONCE // c.shape[0]))
+    centre = partial_pointers(partials, 0, c, channels, 0, BLOCK_K)
+    reference = tl.load(centre, c < channels, other=0.0)
+    parts = tl.zeros([c.shape[0], BLOCK_M], reference.dtype)
+    for before in range(0, BLOCK_K, BLOCK_M):
+        k = before + tl.arange(0, BLOCK_M)
+        part_mean, share = load_means(
+            partials, c, channels, outer, inner, chunks, tiles_per_chunk, k, reference,
+            BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN,
+        )  # fmt: skip
+        parts += part_mean * share
+    mean = tl.sum(parts, 1)
+    total = (tl.cast(outer, INDEX) * inner).to(reference.dtype)
+    parts = tl.zeros([c.shape[0], BLOCK_M], reference.dtype)
+    for before in range(0, BLOCK_K, BLOCK_M):
+        k = before + tl.arange(0, BLOCK_M)
+        part_mean, share = load_means(
+            partials, c, channels, outer, inner, chunks, tiles_per_chunk, k, reference,
+            BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN,
+        )  # fmt: skip
+        delta = part_mean - mean[:, None]
+        parts += load_partials(partials, 2, c, channels, k, chunks, BLOCK_K) / total + delta * delta * share
+    return reference + mean, tl.sum(parts, 1)
+
+
+@triton.jit
+def load_means(
+    partials, c, channels, outer, inner, chunks, tiles_per_chunk, k, reference,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, INDEX: tl.constexpr,
+    FOLD: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """Means [BLOCK_C, k] of some chunks minus a reference, and the chunks' shares [1, k] of all values."""
+    centre = load_partials(partials, 0, c, channels, k, chunks, BLOCK_K)
+    offset = load_partials(partials, 1, c, channels, k, chunks, BLOCK_K)
     first, last = tiles_of_chunk(k, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
     count = values_before(last, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
     count -= values_before(first, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
-    total = (tl.cast(outer, INDEX) * inner).to(chunk_M2.dtype)
-    share = count.to(chunk_M2.dtype)[None, :]
-    mean, variance = merge_parts(centre - reference + offset, chunk_M2, share, total, 1)
-    return tl.reshape(reference + mean, c.shape), tl.reshape(variance, c.shape)
+    share = count.to(reference.dtype) / (tl.cast(outer, INDEX) * inner).to(reference.dtype)
+    return centre - reference[:, None] + offset, share[None, :]
 
 
 @triton.jit
