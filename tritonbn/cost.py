@@ -25,7 +25,7 @@ FOLDING = 28
 RESULTS = 3
 """Numbers of each chunk that are merged."""
 
-FEW_RESULTS = 6
+FEW_RESULTS = 8
 """So many of them a thread take no more registers."""
 
 PACKED_ELEMENT = {"forward": 1.5, "backward": 1.7}
@@ -128,7 +128,7 @@ def registers_needed(
         merged = RESULTS * min(power_of_two(chunks) * config.block_c, MERGED_AT_ONCE.value)
         merged /= config.num_warps * device.warp_size
         if config.strategy == "resident":
-            needed += max(0, merged - FEW_RESULTS)
+            needed += max(0, 1.2 * merged - FEW_RESULTS)
         needed = max(needed, SPARE_REGISTERS + 2 * merged)
     return 8 * math.ceil(needed / 8)
 

@@ -117,7 +117,6 @@ def streamed(
         if tiles_per_chunk >= 2 * config.tiles(geometry):
             return
         cut = replace(config, tiles_per_chunk=tiles_per_chunk)
-        cut = replace(cut, registers=most_registers(cut, 1, device))
         chunks = cut.chunks(geometry)
         if mode != "inference" and power_of_two(chunks) * cut.block_c > MOST_MERGED:
             continue
