@@ -171,7 +171,7 @@ def compiled_row(case: tuple[Layer, str, str]) -> list[str]:
 
 def tile_access(launch: targets.Launch) -> int:
     """The widest access that the alignment allows and of which there are enough for the launch's tile."""
-    elements = math.prod(launch.arguments[f"BLOCK_{axis}"] for axis in "COI")
+    elements = math.prod(launch.arguments[f"BLOCK_{axis}"] for axis in ("OI" if launch.arguments["RUN"] else "COI"))
     of_a_thread = elements * DTYPE.itemsize // (launch.num_warps * launch.target.warp_size)
     aligned = launch.arguments["ALIGN"] * DTYPE.itemsize
     loads = launch.resources.loads

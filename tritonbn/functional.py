@@ -76,8 +76,8 @@ def batch_norm(
     Every error is raised before a buffer is touched.
     """
     case = None
-    if isinstance(input, Tensor) and uses_kernels(input):
-        try:
+    try:
+        if uses_kernels(input):
             key = (
                 devices.planned_for(), training, momentum.__class__, eps, axis, correction, activation,
                 negative_slope, input.is_neg(), form(input), form(weight), form(bias), form(running_mean),
@@ -85,8 +85,8 @@ def batch_norm(
                 None if momentum.__class__ is float or not isinstance(momentum, Tensor) else form(momentum),
             )  # fmt: skip
             case = _cases.get(key)
-        except (AttributeError, RuntimeError, TypeError):
-            pass  # something is no tensor, or has no strides: which one, the checks below will say
+    except (AttributeError, RuntimeError, TypeError):
+        pass  # something is no tensor, or has no strides: which one, the checks below will say
     if case is None or (running_mean is not None and (running_mean.requires_grad or running_var.requires_grad)):
         given = Arguments(
             input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction,

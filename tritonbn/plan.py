@@ -73,13 +73,9 @@ class Case:
 
     def __post_init__(self) -> None:
         self.channels = self.shape[self.axis]
-        self.statistics_dtype = statistics_dtype(self.dtype)
-
-    def empty_statistics(self) -> Tensor:
-        """Room for mean and invstd, (2, C)."""
-        return torch.empty_strided(
-            (2, self.channels), (self.channels, 1), dtype=self.statistics_dtype, device=self.place
-        )
+        one = torch.empty((), dtype=statistics_dtype(self.dtype), device=self.place)
+        self.statistics = one.expand(2, self.channels)
+        """Of the form of mean and invstd; what is like it has memory of its own."""
 
     def empty_vector(self, dtype: torch.dtype) -> Tensor:
         """Room for a number a channel."""
@@ -115,7 +111,7 @@ def training_forward(
     keeps_signs: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """y like x, statistics (2, C), mean and invstd, and if wanted the signs; running buffers are updated in place."""
-    y, statistics = torch.empty_like(x), case.empty_statistics()
+    y, statistics = torch.empty_like(x), torch.empty_like(case.statistics)
     running_mean, running_var, num_batches_tracked, momentum = state
     lies = None
     if residual is not None:
@@ -152,7 +148,7 @@ def inference(
     keeps_signs: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """y like x, and if a backward pass may follow a copy of the statistics (2, C), mean and invstd, and the signs."""
-    y, statistics = torch.empty_like(x), case.empty_statistics() if keeps_statistics else None
+    y, statistics = torch.empty_like(x), torch.empty_like(case.statistics) if keeps_statistics else None
     lies = None
     if residual is not None:
         residual = case.beside(x, residual, case.like)

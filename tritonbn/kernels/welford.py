@@ -54,7 +54,7 @@ def store_partials(partials, number, c, channels, chunk, value, BLOCK_K: tl.cons
     tl.store(partial_pointers(partials, number, c, channels, chunk, BLOCK_K), value, c < channels)
 
 
-MERGED_AT_ONCE = tl.constexpr(2048)
+MERGED_AT_ONCE = tl.constexpr(1024)
 """Results of chunks, of all channels of a block together, that are loaded in one piece."""
 
 
