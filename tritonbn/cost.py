@@ -22,6 +22,10 @@ SPARE_REGISTERS = 32
 
 FOLDING = 28
 
+NARROW = 16
+WIDE = 8
+"""Channels-last tiles of more than so many channels take more."""
+
 RESULTS = 3
 """Numbers of each chunk that are merged."""
 
@@ -60,6 +64,12 @@ WARP = 0.1e-6
 
 EXCHANGE = 0.4e-6
 """What waiting for the other chunks costs a program, if they start together."""
+
+VECTOR_BYTES = 16
+"""What a program reads for each of its channels: weight, bias, mean, invstd."""
+
+EXCHANGED_BYTES = 32
+"""What it writes and others read for each, where there are several chunks."""
 
 HIDDEN = 0.8
 """The part of these, and of computing, that other programs hide from the second wave on, if not all wait alike."""
@@ -122,6 +132,8 @@ def registers_needed(
     element += EPILOGUE_ELEMENT[epilogue][mode] * max(1, itemsize // 4)
     narrow = FULL_ACCESS / itemsize / accesses(geometry, itemsize, config) - 1
     needed = SPARE_REGISTERS + per_thread * (element + narrow / 8)
+    if config.block_c > NARROW and geometry.channels_last:
+        needed += WIDE
     if config.lanes:
         needed += FOLDING if epilogue == "none" or mode != "backward" else 2 * FOLDING
     if mode != "inference" and (chunks := config.chunks(geometry)) > 1:
@@ -167,6 +179,7 @@ def modelled_time(
     programs, slots = blocks * chunks, per_sm * device.sm_count
     tiles = min(config.tiles_per_chunk, config.tiles(geometry))
     chunk = tiles * tile_bytes(geometry, config, itemsize)
+    vectors = config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if chunks > 1 and mode != "inference" else 0))
     busy = min(per_sm, math.ceil(programs / device.sm_count))
     waves = programs / (busy * device.sm_count)
     waves = max(1.0, (waves + math.ceil(waves)) / 2)
@@ -181,7 +194,7 @@ def modelled_time(
         computing = config.elements * tiles * work * (1 + busy) / 2 / lanes
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1)
         again = waves - 1 if waiting and chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
-        return waves * busy * moved * chunk / share + (computing + waits) * (1 + again)
+        return waves * busy * (moved * chunk + vectors) / share + (computing + waits) * (1 + again)
 
     reads, writes, work = READ[mode], WRITTEN[mode], INSTRUCTIONS[mode]
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
