@@ -64,6 +64,15 @@ def test_sums_of_large_values_do_not_overflow(value, dtype):
     assert 0 <= var.item() <= (value * 1e-6) ** 2
 
 
+def test_chunks_that_do_not_exist_add_nothing(cut):
+    """Three chunks are merged as four, the fourth with no share of the values, and nothing squared of it."""
+    cut(1, 1, 16, 1, strategy="split")
+    x = (torch.randn(3, 1, 16, generator=torch.Generator().manual_seed(0)) * 1e16 + 3e19).to(DEVICE)
+    mean, var = batch_statistics(x)
+    assert mean.isfinite().all()
+    assert relative_error(var, x) < 1e-4
+
+
 def test_constant_channel():
     x = torch.full((4, 2, 5), 1234.567, device=DEVICE)
     mean, var = batch_statistics(x)

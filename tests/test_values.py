@@ -120,6 +120,17 @@ def test_lazy_negation_is_resolved():
     compare(x, dy=dy, weight=torch._neg_view(vector(3, torch.float32, 2)))
 
 
+def test_a_negated_vector_is_told_from_a_plain_one():
+    """Of one channel, where strides do not tell: by the second call the first is known."""
+    x, weight = random((4, 1, 5)), torch.tensor(-0.5j).conj().imag[None].to(DEVICE)
+    plain = tritonbn.batch_norm(x, None, None, weight.resolve_neg().clone(), training=True)
+    assert torch.equal(tritonbn.batch_norm(x, None, None, weight, training=True), plain)
+    means = torch.zeros(1, device=DEVICE), torch.zeros(1, device=DEVICE)
+    for mean, momentum in zip(means, (weight[0], 0.5), strict=True):
+        tritonbn.batch_norm(x, mean, torch.ones(1, device=DEVICE), training=True, momentum=momentum)
+    torch.testing.assert_close(*means)
+
+
 def test_vectors_with_strides():
     vectors = {name: torch.stack([v, v], 1)[:, 0] for name, v in affine(3, torch.float32).items()}
     assert not vectors["weight"].is_contiguous()

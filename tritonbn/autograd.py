@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import aten, plan, sample_plan
-from .launch import walkable
+from .launch import laid_out, walkable
 from .plan import Case, State
 
 
@@ -68,6 +68,7 @@ class BatchNorm(torch.autograd.Function):
         case = ctx.case
         x, weight, statistics, signs, *recomputed = ctx.saved_tensors
         bias, residual = recomputed or (None, None)
+        x = laid_out(x, case.x)
         wants_dx, wants_dweight, wants_dbias, wants_dresidual, _, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             dz = dy
@@ -162,6 +163,7 @@ class SampleNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         y, statistics = sample_plan.forward(x, weight, bias, eps, keep_statistics=True)
         ctx.save_for_backward(x, weight, statistics)
+        ctx.strides = x.stride()
         ctx.bias_form = None if bias is None else (bias.shape, bias.dtype)
         ctx.eps = eps
         return y
@@ -169,6 +171,7 @@ class SampleNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, statistics = ctx.saved_tensors
+        x = laid_out(x, ctx.strides)
         wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
         dx = dweight = dbias = None
         if torch.is_grad_enabled():

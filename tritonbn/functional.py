@@ -75,30 +75,33 @@ def batch_norm(
 
     Every error is raised before a buffer is touched.
     """
-    case = None
+    case, problem, training = None, None, bool(training)
     try:
         if uses_kernels(input):
             key = (
                 devices.planned_for(), training, momentum.__class__, eps, axis, correction, activation,
-                negative_slope, input.is_neg(), form(input), form(weight), form(bias), form(running_mean),
+                negative_slope, form(input), form(weight), form(bias), form(running_mean),
                 form(running_var), form(residual), form(num_batches_tracked),
                 None if momentum.__class__ is float or not isinstance(momentum, Tensor) else form(momentum),
             )  # fmt: skip
             case = _cases.get(key)
-    except (AttributeError, RuntimeError, TypeError):
-        pass  # something is no tensor, or has no strides: which one, the checks below will say
+    except (AttributeError, RuntimeError, TypeError) as error:
+        problem = error  # something is no tensor, or has no strides: which one, the checks below should say
     if case is None or (running_mean is not None and (running_mean.requires_grad or running_var.requires_grad)):
         given = Arguments(
             input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction,
             residual, activation, negative_slope, num_batches_tracked,
         )  # fmt: skip
         check(given)
+        if problem is not None:
+            raise problem
         if input.numel() == 0 or not uses_kernels(input):
             return by_aten(given)
         x = walkable(input, axis % input.dim())
         if x is not input:
             return batch_norm(x, **{name: value for name, value in given._asdict().items() if name != "input"})
-        case = _cases[key] = case_of(given)
+        if case is None:
+            case = _cases[key] = case_of(given)
     if not case.counts_elsewhere:
         state = running_mean, running_var, num_batches_tracked, momentum
         return autograd.batch_norm(case, input, weight, bias, residual, state)
@@ -135,10 +138,10 @@ MOST_CASES = 4096
 
 
 def form(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    """Of a tensor all that checks and plans depend on, beside lazy negation."""
+    """Of a tensor all that checks and plans depend on."""
     if tensor is None:
         return None
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg()
 
 
 def case_of(given: Arguments) -> Case:

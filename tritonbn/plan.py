@@ -56,7 +56,7 @@ class Case:
     slope: float
     bias_dtype: torch.dtype | None
     dense: bool
-    """Whether all vectors lie as the kernels read them; lazy negations do not, and have other strides."""
+    """Whether all vectors lie as the kernels read them."""
     plans: dict[Any, Plan] = field(default_factory=dict)
 
     def plan(self, make: Callable[..., Plan], *key: Any) -> Plan:
@@ -122,7 +122,9 @@ def training_forward(
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
     average_factor, number = None, momentum
     if momentum.__class__ is not float:
-        average_factor, number = (momentum, 0.0) if isinstance(momentum, Tensor) else (None, float(momentum or 0))
+        average_factor, number = (
+            (dense(momentum), 0.0) if isinstance(momentum, Tensor) else (None, float(momentum or 0))
+        )
     plan = case.plan(forward_plan, lies, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
     partials, counts = plan.exchange(x) if plan.counted else (None, None)

@@ -135,7 +135,7 @@ def merge_chunks(
             partials, c, channels, outer, inner, chunks, tiles_per_chunk, k, reference,
             BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN,
         )  # fmt: skip
-        delta = part_mean - mean[:, None]
+        delta = tl.where((k < chunks)[None, :], part_mean - mean[:, None], 0.0)
         parts += load_partials(partials, 2, c, channels, k, chunks, BLOCK_K) / total + delta * delta * share
     return reference + mean, tl.sum(parts, 1)
 
