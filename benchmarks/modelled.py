@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tritonbn import counters
-from tritonbn.configs import Config, Mode
-from tritonbn.cost import LAUNCH, READ, WRITTEN, modelled_time
+from tritonbn.configs import Config, Mode, Work
+from tritonbn.cost import LAUNCH, floor, modelled_time
 from tritonbn.devices import Device, named
-from tritonbn.geometry import Geometry, describe
+from tritonbn.geometry import describe
 from tritonbn.space import choose
 
 from .layers import RESNET50
@@ -31,11 +30,10 @@ class Shape:
     sizes: tuple[int, ...]
     memory_format: torch.memory_format = torch.contiguous_format
 
-    @property
-    def geometry(self) -> Geometry:
-        """As the kernels see it with others that lie alike."""
+    def work(self, mode: Mode) -> Work:
+        """As the kernels see it with other tensors that lie alike."""
         x = torch.empty(self.sizes, dtype=DTYPE, device="meta").to(memory_format=self.memory_format)
-        return describe(x.shape, 1, *[x.stride()] * 3)
+        return Work(mode, describe(x.shape, 1, *[x.stride()] * 3), DTYPE)
 
 
 SHAPES = (
@@ -48,15 +46,11 @@ SHAPES = (
 )
 
 
-def floor(shape: Shape, mode: Mode, device: Device) -> float:
-    """Seconds in which the memory moves every tensor once."""
-    return math.prod(shape.sizes) * DTYPE.itemsize * (READ[mode] + WRITTEN[mode]) / device.bandwidth
-
-
 def modelled(shape: Shape, mode: Mode, device: Device) -> tuple[Config, float]:
     """The config that is chosen for a GPU, and the seconds from the launch to its end."""
-    config = choose(shape.geometry, DTYPE.itemsize, mode, device, counters.SHARE)
-    return config, LAUNCH + modelled_time(shape.geometry, config, DTYPE.itemsize, mode, device)
+    work = shape.work(mode)
+    config = choose(work, device, counters.SHARE)
+    return config, LAUNCH + modelled_time(work, config, device)
 
 
 def show(host: float, console: Console) -> None:
@@ -73,7 +67,7 @@ def show(host: float, console: Console) -> None:
             for mode in MODES:
                 config, time = modelled(shape, mode, named(gpu))
                 mark = "*" if config.strategy == "dataflow" else ""
-                cells.append(f"{floor(shape, mode, named(gpu)) * 1e6:.1f} / {time * 1e6:.1f}{mark}")
+                cells.append(f"{floor(shape.work(mode), named(gpu)) * 1e6:.1f} / {time * 1e6:.1f}{mark}")
         table.add_row(shape.name, "x".join(map(str, shape.sizes)), *cells)
     console.print(table)
     console.print("modelled: bytes over the data sheet's bandwidth, waves of programs, waits, and the launch")

@@ -94,12 +94,13 @@ def test_too_many_axes():
 def test_the_choice_of_a_config_is_sane(shape, mode):
     strides = torch.empty(shape, device="meta").stride()
     geometry = describe(shape, 1, strides, strides)
-    for itemsize in (2, 4, 8):
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        work = configs.Work(mode, geometry, dtype)
         for device in (devices.named("H100"), devices.named("T4"), devices.named("MI300X"), devices.INTERPRETER):
-            config = space.choose(geometry, itemsize, mode, device, counters.SHARE)
+            config = space.choose(work, device, counters.SHARE)
             chunks = config.chunks(geometry)
-            assert math.isfinite(cost.modelled_time(geometry, config, itemsize, mode, device))
-            assert config == configs.fitted(config, geometry, itemsize)
+            assert math.isfinite(cost.modelled_time(work, config, device))
+            assert config == configs.fitted(config, geometry, dtype.itemsize)
             assert config.elements <= space.LARGEST_TILE
             assert config.block_c * configs.power_of_two(chunks) <= space.MOST_MERGED or mode == "inference"
             programs = chunks * config.channel_blocks(geometry)
@@ -144,9 +145,9 @@ def test_odd_shapes_are_not_much_slower(odd, rounded, memory_format, most, devic
     for shape in (odd, rounded):
         strides = torch.empty(shape, device="meta", dtype=torch.bfloat16)
         strides = (strides.to(memory_format=memory_format) if len(shape) == 4 else strides).stride()
-        geometry = describe(shape, 1, strides, strides, strides)
-        config = space.choose(geometry, 2, mode, gpu, counters.SHARE)
-        times.append(cost.LAUNCH + cost.modelled_time(geometry, config, 2, mode, gpu))
+        work = configs.Work(mode, describe(shape, 1, strides, strides, strides), torch.bfloat16)
+        config = space.choose(work, gpu, counters.SHARE)
+        times.append(cost.LAUNCH + cost.modelled_time(work, config, gpu))
     elements = math.prod(odd) / math.prod(rounded)
     assert times[0] <= most * times[1] * max(1.0, elements)
 
@@ -157,9 +158,10 @@ SHAPES = [(32, 64, 56, 56), (6272, 96), (4096, 512), (50176, 8), (1, 1, 2**20), 
 def every_config(shape, mode, device, share):
     """The space of configs for contiguous float16 tensors, with the places that the GPU has for programs of each."""
     geometry = describe(shape, 1, *[torch.empty(shape, device="meta").stride()] * 3)
-    for config in space.space(geometry, 2, mode, device, share):
-        registers = config.registers or cost.registers_needed(config, geometry, 2, mode, device, "none")
-        yield config, config.chunks(geometry), cost.places(config, registers, device)
+    work = configs.Work(mode, geometry, torch.float16)
+    for config in space.space(work, device, share):
+        registers = config.registers or cost.registers_needed(work, config, device)
+        yield config, config.chunks(geometry), cost.places(work, config, registers, device)
 
 
 SHARES = {counters.SHARE: counters.SEATS, counters.CAPTURED_SHARE: counters.REPLAYS}

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from .geometry import Geometry
 
 Mode = Literal["forward", "inference", "backward", "sums"]
@@ -25,6 +27,23 @@ SECTOR = 32
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a config is chosen for."""
+
+    mode: Mode
+    geometry: Geometry
+    """Of all tensors that are walked, the one with the result's strides last."""
+    dtype: torch.dtype
+    """Of the input."""
+    epilogue: Epilogue = "none"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+
+@dataclass(frozen=True)
 class Config:
     """One way to run the kernels of a mode."""
 
@@ -36,6 +55,8 @@ class Config:
     """Tiles that one program takes, one after the other; a resident one takes one."""
     num_warps: int = 4
     strategy: Strategy = "split"
+    stages: int = 1
+    """Tiles under way at once, where one follows the other: with more than one they pass through shared memory."""
     window: int = 1
     """Blocks of channels whose second halves follow each other in a dataflow."""
     registers: int | None = None

@@ -6,10 +6,11 @@ The constants follow cycle-level simulations and data sheets; what they are good
 from __future__ import annotations
 
 import math
+import re
 
-from .configs import SECTOR, Config, Epilogue, Mode, power_of_two
+from .configs import SECTOR, Config, Work, power_of_two
 from .devices import Device
-from .geometry import FULL_ACCESS, Geometry
+from .geometry import FULL_ACCESS
 from .kernels.welford import MERGED_AT_ONCE
 
 READ = {"forward": 1, "inference": 1, "backward": 2, "sums": 2}
@@ -71,6 +72,9 @@ VECTOR_BYTES = 16
 EXCHANGED_BYTES = 32
 """What it writes and others read for each, where there are several chunks."""
 
+SPILLED = 2 / 3
+"""Of a spilled byte, which is written and read again, as much as memory would notice: it mostly stays in the L2."""
+
 HIDDEN = 0.8
 """The part of these, and of computing, that other programs hide from the second wave on, if not all wait alike."""
 
@@ -86,14 +90,14 @@ PROGRAM = 1e-9
 MERGED = 5e-9
 """What a chunk of up to 64 channels costs those who merge its numbers."""
 
-LAUNCH = 2.5e-6
-"""What a second launch costs."""
+LAUNCH = 4e-6
+"""What a launch costs, the host's part included."""
 
-L2_SPEED = 3
-"""How much faster the L2 is than memory."""
+L2_SPEED = 2
+"""How much faster the L2 is than memory, about."""
 
 L2_SHARE = 0.5
-"""The part of the L2 that what was read is still found in."""
+"""The part of the L2 that what was read is still found in; in simulation a dataflow of rows found nothing there."""
 
 FASTEST_SM = 3
 """How many SMs' share of the memory one SM alone can use."""
@@ -104,12 +108,16 @@ INSTRUCTIONS = {"forward": 14, "inference": 6, "backward": 20, "sums": 12}
 ACCESS_INSTRUCTIONS = 6
 """For each access to one tensor."""
 
+COPYING = 2
+"""How many times as many if it goes through shared memory."""
+
 LANES = 128
 """Instructions that an SM begins at each tick of its clock, in four places, one warp at a time in each."""
 
 
-def accesses(geometry: Geometry, itemsize: int, config: Config) -> float:
+def accesses(work: Work, config: Config) -> float:
     """Elements that one access moves."""
+    geometry, itemsize = work.geometry, work.itemsize
     fast = 3 if geometry.channels_last else 4
     if any(strides[fast] != 1 for strides in geometry.strides):
         return 1
@@ -118,10 +126,9 @@ def accesses(geometry: Geometry, itemsize: int, config: Config) -> float:
     return max(1, min(FULL_ACCESS // itemsize, alignment))
 
 
-def registers_needed(
-    config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device, epilogue: Epilogue
-) -> int:
+def registers_needed(work: Work, config: Config, device: Device) -> int:
     """Registers a thread that leave the compiler room for all that the tile needs."""
+    geometry, itemsize, mode, epilogue = work.geometry, work.itemsize, work.mode, work.epilogue
     per_thread = math.ceil(config.elements / (config.num_warps * device.warp_size))
     if config.strategy != "resident":
         element = STREAMED_ELEMENT[mode] * max(1, itemsize // 4)
@@ -130,7 +137,7 @@ def registers_needed(
     else:
         element = HELD_ELEMENT[itemsize] * READ[mode]
     element += EPILOGUE_ELEMENT[epilogue][mode] * max(1, itemsize // 4)
-    narrow = FULL_ACCESS / itemsize / accesses(geometry, itemsize, config) - 1
+    narrow = FULL_ACCESS / itemsize / accesses(work, config) - 1
     needed = SPARE_REGISTERS + per_thread * (element + narrow / 8)
     if config.block_c > NARROW and geometry.channels_last:
         needed += WIDE
@@ -145,15 +152,21 @@ def registers_needed(
     return 8 * math.ceil(needed / 8)
 
 
-def places(config: Config, registers: int, device: Device) -> int:
+def places(work: Work, config: Config, registers: int, device: Device) -> int:
     """How many programs an SM holds at once."""
+    shared = shared_needed(work, config)
     threads = config.num_warps * device.warp_size
     return min(
         device.registers // (8 * math.ceil(registers / 8) * threads),
         device.threads // threads,
         device.programs,
-        device.shared_bytes // shared_needed(config),
+        device.shared_bytes // shared,
     )
+
+
+def pipelines(device: Device) -> bool:
+    """Whether copies from memory go on beside the computation: asynchronous ones, from CUDA's 8.0 on."""
+    return device.backend == "cuda" and int(re.match(r"\d+", device.arch[3:])[0]) >= 80
 
 
 def most_registers(config: Config, per_sm: int, device: Device) -> int:
@@ -162,23 +175,35 @@ def most_registers(config: Config, per_sm: int, device: Device) -> int:
     return min(MOST_REGISTERS, device.registers // (threads * max(1, per_sm)) // 8 * 8)
 
 
-def shared_needed(config: Config) -> int:
+def shared_needed(work: Work, config: Config) -> int:
     """Bytes of shared memory that suffice for a program, with what CUDA takes for itself."""
-    return RESERVED_SHARED + 8 * max(config.block_i if config.lanes else config.block_c * config.num_warps, 64)
+    results = 8 * max(config.block_i if config.lanes else config.block_c * config.num_warps, 64)
+    tensors = READ[work.mode] + (work.epilogue == "value")
+    return RESERVED_SHARED + max(results, (config.stages - 1) * tensors * config.elements * work.itemsize)
 
 
-def modelled_time(
-    geometry: Geometry, config: Config, itemsize: int, mode: Mode, device: Device, epilogue: Epilogue = "none"
-) -> float:
-    """Seconds from the first program's start to the last one's end; infinite where registers do not suffice."""
-    registers = registers_needed(config, geometry, itemsize, mode, device, epilogue)
-    per_sm = places(config, registers, device)
+def floor(work: Work, device: Device) -> float:
+    """Seconds in which the memory moves every tensor once."""
+    elements = work.geometry.channels * work.geometry.values
+    return elements * work.itemsize * (READ[work.mode] + WRITTEN[work.mode]) / device.bandwidth
+
+
+def modelled_time(work: Work, config: Config, device: Device, registers: int | None = None, spills: int = 0) -> float:
+    """Seconds from the first program's start to the last one's end; infinite where registers do not suffice.
+
+    Registers a thread and the bytes of it that spill may be given as the compiler reports them (targets.Resources);
+    otherwise registers are estimated, and none spills.
+    """
+    geometry, itemsize, mode = work.geometry, work.itemsize, work.mode
+    registers = registers or registers_needed(work, config, device)
+    per_sm = places(work, config, registers, device)
     if registers > MOST_REGISTERS or per_sm == 0:
         return math.inf
     chunks, blocks = config.chunks(geometry), config.channel_blocks(geometry)
     programs, slots = blocks * chunks, per_sm * device.sm_count
     tiles = min(config.tiles_per_chunk, config.tiles(geometry))
-    chunk = tiles * tile_bytes(geometry, config, itemsize)
+    chunk = tiles * tile_bytes(work, config)
+    spilled = tiles * SPILLED * spills * config.num_warps * device.warp_size
     vectors = config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if chunks > 1 and mode != "inference" else 0))
     busy = min(per_sm, math.ceil(programs / device.sm_count))
     waves = programs / (busy * device.sm_count)
@@ -188,31 +213,33 @@ def modelled_time(
 
     waiting = config.strategy == "resident" and chunks > 1
 
-    def sweep(moved: float, work: float, waits: float) -> float:
-        """All programs once, each moving as many bytes as `moved` chunks, in `work` instructions an element."""
-        work += ACCESS_INSTRUCTIONS * moved / accesses(geometry, itemsize, config)
-        computing = config.elements * tiles * work * (1 + busy) / 2 / lanes
-        waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1)
+    def sweep(moved: float, instructions: float, waits: float) -> float:
+        """All programs once, each moving as many bytes as `moved` chunks, in so many instructions an element."""
+        instructions += ACCESS_INSTRUCTIONS * moved / accesses(work, config) * (1 if config.stages == 1 else COPYING)
+        computing = config.elements * tiles * instructions * (1 + busy) / 2 / lanes
+        waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1) / config.stages
         again = waves - 1 if waiting and chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
-        return waves * busy * (moved * chunk + vectors) / share + (computing + waits) * (1 + again)
+        return waves * busy * (moved * chunk + vectors + spilled) / share + (computing + waits) * (1 + again)
 
-    reads, writes, work = READ[mode], WRITTEN[mode], INSTRUCTIONS[mode]
+    reads, writes, instructions = READ[mode], WRITTEN[mode], INSTRUCTIONS[mode]
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
     if mode != "inference" and chunks > 1:
         time += MERGED * chunks * max(1.0, config.block_c / 64)
     if config.strategy == "resident" or mode in ("inference", "sums"):
         waits = EXCHANGE if config.strategy == "resident" and chunks > 1 else 0
-        return time + sweep(reads + writes, work, waits)
+        return time + sweep(reads + writes, instructions, waits)
     kept = reads * geometry.channels * geometry.values * itemsize
     if config.strategy == "dataflow":
-        kept = reads * chunk * (slots + 2 * config.window * chunks)
-    again = reads / (L2_SPEED if kept <= L2_SHARE * device.l2_bytes else 1)
-    time += sweep(reads, work / 2, 0) + sweep(again + writes, work / 2, 0)
+        kept = min(kept, reads * chunk * (slots + 2 * config.window * chunks))
+    found = kept <= L2_SHARE * device.l2_bytes and not (config.strategy == "dataflow" and geometry.channels_last)
+    again = reads / (L2_SPEED if found else 1)
+    time += sweep(reads, instructions / 2, 0) + sweep(again + writes, instructions / 2, 0)
     return time + (EXCHANGE if config.strategy == "dataflow" else LAUNCH)
 
 
-def tile_bytes(geometry: Geometry, config: Config, itemsize: int) -> float:
+def tile_bytes(work: Work, config: Config) -> float:
     """Bytes of a full tile of one tensor, with the parts of sectors that it moves in vain."""
+    geometry, itemsize = work.geometry, work.itemsize
     if config.lanes:
         run = config.lanes * min(config.block_c, geometry.channels)
         return min(config.block_o, math.ceil(geometry.values / config.lanes)) * run * itemsize

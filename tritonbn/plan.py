@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import counters, devices
-from .configs import Config, Epilogue, Mode, fitted, power_of_two, sign_group
+from .configs import Config, Epilogue, Mode, Work, fitted, power_of_two, sign_group
 from .devices import Device
 from .geometry import Geometry, describe
 from .kernels import (
@@ -59,16 +58,18 @@ class Case:
     """Whether all vectors lie as the kernels read them."""
     plans: dict[Any, Plan] = field(default_factory=dict)
 
-    def plan(self, make: Callable[..., Plan], *key: Any) -> Plan:
-        """What `make` makes of this case and key, made once for each share of the GPU in which programs may wait."""
-        plan = self.plans.get((counters.SHARE, make, key)) or self.plan_for(counters.SHARE, make, key)
-        return self.plan_for(counters.share(self.place), make, key) if plan.waits else plan
+    def plan(self, kind: Pass, *key: Any) -> Plan:
+        """The plan of this pass and key, made once for each share of the GPU in which programs may wait."""
+        plan = self.plans.get((counters.SHARE, kind, key)) or self.plan_for(counters.SHARE, kind, key)
+        return self.plan_for(counters.share(self.place), kind, key) if plan.waits else plan
 
-    def plan_for(self, share: int, make: Callable[..., Plan], key: tuple[Any, ...]) -> Plan:
+    def plan_for(self, share: int, kind: Pass, key: tuple[Any, ...]) -> Plan:
         """The same for one share."""
-        plan = self.plans.get((share, make, key))
+        plan = self.plans.get((share, kind, key))
         if plan is None:
-            plan = self.plans[share, make, key] = make(self, share, *key)
+            work = kind.work(self, *key)
+            config = fitted(choose(work, self.device, share), work.geometry, work.itemsize)
+            plan = self.plans[share, kind, key] = kind.plan(self, work, config, *key)
         return plan
 
     def __post_init__(self) -> None:
@@ -125,7 +126,7 @@ def training_forward(
         average_factor, number = (
             (dense(momentum), 0.0) if isinstance(momentum, Tensor) else (None, float(momentum or 0))
         )
-    plan = case.plan(forward_plan, lies, keeps_signs)
+    plan = case.plan(Forward, lies, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
     plan.run(
@@ -158,7 +159,7 @@ def inference(
     mean, var = state[:2]
     if not case.dense:
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
-    plan = case.plan(inference_plan, lies, keeps_statistics, keeps_signs)
+    plan = case.plan(Inference, lies, keeps_statistics, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
     plan.run(x.device, x, y, residual, weight, bias, mean, var, statistics, signs, case.eps, case.slope)
     return y, statistics, signs
@@ -189,7 +190,7 @@ def backward(
     if not case.dense:
         weight, bias = dense(weight), dense(bias)
     given = signs is not None, dx is not None, dresidual is not None, dweight is not None, dbias is not None
-    plan = case.plan(backward_plan, dy.stride(), lies, *given)
+    plan = case.plan(Backward, dy.stride(), lies, *given)
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
     plan.run(
         case.place, x, dy, dx, dresidual, residual, signs, weight, bias, statistics, dweight, dbias,
@@ -197,62 +198,87 @@ def backward(
     )  # fmt: skip
 
 
-def forward_plan(case: Case, share: int, residual: Strides | None, keeps_signs: bool) -> Plan:
-    """The launches of a training forward pass."""
-    geometry, config = cut(case, share, "forward", residual, case.x, case.like)
-    keywords = cut_keywords(geometry, config, case)
-    keywords |= {"CORRECTION": case.correction, "CUMULATIVE": case.cumulative}
-    if config.strategy == "resident":
-        keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
-        return cut_plan(resident_forward_kernel, geometry, config, keywords, case, [{}], always_counts=case.cumulative)
-    phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
-    return cut_plan(forward_kernel, geometry, config, keywords, case, phases)
-
-
 SPLIT_FORWARD = [{"PHASE": "statistics"}, {"PHASE": "normalize"}]
 SPLIT_BACKWARD = [{"PHASE": "sums"}, {"PHASE": "gradients"}]
 
 
-def inference_plan(case: Case, share: int, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool) -> Plan:
-    """The one launch of an inference."""
-    geometry, config = cut(case, share, "inference", residual, case.x, case.like)
-    keywords = cut_keywords(geometry, config, case)
-    del keywords["BLOCK_K"]
-    return cut_plan(inference_kernel, geometry, config, keywords, case, [{}])
+class Forward:
+    """A training forward pass, of a residual that lies so and with signs or without."""
+
+    @staticmethod
+    def work(case: Case, residual: Strides | None, keeps_signs: bool) -> Work:
+        """What a config is chosen for."""
+        return work_of(case, "forward", residual, case.x, case.like)
+
+    @staticmethod
+    def plan(case: Case, work: Work, config: Config, residual: Strides | None, keeps_signs: bool) -> Plan:
+        """The launches, cut so."""
+        keywords = cut_keywords(work, config, case)
+        keywords |= {"CORRECTION": case.correction, "CUMULATIVE": case.cumulative}
+        if config.strategy == "resident":
+            keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
+            return cut_plan(resident_forward_kernel, work, config, keywords, [{}], always_counts=case.cumulative)
+        keywords["STAGES"] = config.stages
+        phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
+        return cut_plan(forward_kernel, work, config, keywords, phases)
 
 
-def backward_plan(
-    case: Case,
-    share: int,
-    dy: Strides,
-    residual: Strides | None,
-    signs: bool,
-    dx: bool,
-    dresidual: bool,
-    dweight: bool,
-    dbias: bool,
-) -> Plan:
-    """The launches of a backward pass; if dx does not depend on the sums, one sweep without waiting does it all."""
-    one_sweep = not (case.training and dx)
-    mode = "backward" if not one_sweep else "sums" if dweight or dbias else "inference"
-    geometry, config = cut(case, share, mode, residual, case.x, dy, case.like)
-    keywords = cut_keywords(geometry, config, case)
-    if config.strategy == "resident" and not one_sweep:
-        keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
-        return cut_plan(resident_backward_kernel, geometry, config, keywords, case, [{}])
-    phases = SPLIT_BACKWARD[:1] if one_sweep else SPLIT_BACKWARD
-    if config.strategy == "dataflow" and not one_sweep:
-        phases = [{"PHASE": "dataflow"}]
-    keywords["TRAINING"] = case.training
-    return cut_plan(backward_kernel, geometry, config, keywords, case, phases, exchanges=mode != "inference")
+class Inference:
+    """A forward pass with given statistics, in one launch."""
+
+    @staticmethod
+    def work(case: Case, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool) -> Work:
+        """What a config is chosen for."""
+        return work_of(case, "inference", residual, case.x, case.like)
+
+    @staticmethod
+    def plan(
+        case: Case, work: Work, config: Config, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool
+    ) -> Plan:
+        """The launches, cut so."""
+        keywords = cut_keywords(work, config, case)
+        del keywords["BLOCK_K"]
+        return cut_plan(inference_kernel, work, config, keywords, [{}])
 
 
-def cut(case: Case, share: int, mode: Mode, residual: Strides | None, *strides: Strides) -> tuple[Geometry, Config]:
-    """The geometry of tensors, in the order of the last, with the residual (or the last) in front; and its config."""
+class Backward:
+    """A backward pass; if dx does not depend on the sums, one sweep without waiting does it all."""
+
+    @staticmethod
+    def work(
+        case: Case,
+        dy: Strides,
+        residual: Strides | None,
+        signs: bool,
+        dx: bool,
+        dresidual: bool,
+        dweight: bool,
+        dbias: bool,
+    ) -> Work:
+        """What a config is chosen for."""
+        mode = "backward" if case.training and dx else "sums" if dweight or dbias else "inference"
+        return work_of(case, mode, residual, case.x, dy, case.like)
+
+    @staticmethod
+    def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
+        """The launches, cut so."""
+        keywords = cut_keywords(work, config, case)
+        strategy = config.strategy if work.mode == "backward" else "sweep"
+        if strategy == "resident":
+            keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
+            return cut_plan(resident_backward_kernel, work, config, keywords, [{}])
+        phases = {"sweep": SPLIT_BACKWARD[:1], "dataflow": [{"PHASE": "dataflow"}], "split": SPLIT_BACKWARD}[strategy]
+        keywords |= {"TRAINING": case.training, "STAGES": config.stages}
+        return cut_plan(backward_kernel, work, config, keywords, phases, exchanges=work.mode != "inference")
+
+
+Pass = type[Forward] | type[Inference] | type[Backward]
+
+
+def work_of(case: Case, mode: Mode, residual: Strides | None, *strides: Strides) -> Work:
+    """Tensors walked in the order of the last, with the residual (or the last) in front."""
     geometry = describe(case.shape, case.axis, strides[-1] if residual is None else residual, *strides)
-    itemsize = case.dtype.itemsize
-    epilogue = epilogue_of(mode, case.activation, residual is not None)
-    return geometry, fitted(choose(geometry, itemsize, mode, case.device, share, epilogue), geometry, itemsize)
+    return Work(mode, geometry, case.dtype, epilogue_of(mode, case.activation, residual is not None))
 
 
 def epilogue_of(mode: Mode, activation: str | None, has_residual: bool) -> Epilogue:
@@ -263,10 +289,10 @@ def epilogue_of(mode: Mode, activation: str | None, has_residual: bool) -> Epilo
     return "sign" if beside else "none"
 
 
-def cut_keywords(geometry: Geometry, config: Config, case: Case) -> dict[str, Any]:
+def cut_keywords(work: Work, config: Config, case: Case) -> dict[str, Any]:
     """The constexprs and launch options that follow from how the work is cut."""
+    geometry, itemsize = work.geometry, work.itemsize
     keywords = tile_keywords(geometry, config, case.dtype)
-    itemsize = case.dtype.itemsize
     fold = geometry.fold(itemsize)
     keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
     keywords["BLOCK_K"] = power_of_two(config.chunks(geometry))
@@ -305,15 +331,15 @@ def packs(config: Config, case: Case) -> bool:
 
 def cut_plan(
     kernel: Any,
-    geometry: Geometry,
+    work: Work,
     config: Config,
     keywords: dict[str, Any],
-    case: Case,
     phases: list[dict[str, str]],
     exchanges: bool = True,
     always_counts: bool = False,
 ) -> Plan:
     """One launch for each phase, over all chunks of all blocks."""
+    geometry = work.geometry
     blocks, chunks = config.channel_blocks(geometry), config.chunks(geometry)
     padded = power_of_two(chunks)
     programs = blocks * chunks
@@ -341,5 +367,5 @@ def cut_plan(
         partials=(geometry.channels * numbers,) if exchanges else (),
         counted=SPACING.value * (2 + blocks) + blocks * padded if exchanges or always_counts else 0,
         waits=resident and chunks > 1 and not config.at_once,
-        sign_bytes=sign_bytes(geometry, config, case.dtype.itemsize),
+        sign_bytes=sign_bytes(geometry, config, work.itemsize),
     )

@@ -1,42 +1,76 @@
-"""The configs worth considering for a geometry on a device, and the choice among them."""
+"""The configs worth considering for some work on a device: data for each mode and layout, and what may run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from .configs import SECTOR, Config, Epilogue, Mode, power_of_two
-from .cost import MOST_REGISTERS, modelled_time, most_registers, places, registers_needed
+from .configs import SECTOR, Config, Mode, Strategy, Work, power_of_two
+from .cost import MOST_REGISTERS, modelled_time, most_registers, pipelines, places, registers_needed
 from .counters import FRACTION
 from .devices import Device
 from .geometry import Geometry
 
+Layout = Literal["planes", "runs", "rows"]
+"""Channels-first, folded (kernels/fold.py) and channels-last."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is worth trying; a config is a choice from each of these and from the tiles that suit the geometry."""
+
+    strategies: tuple[Strategy, ...]
+    held: tuple[int, ...] = ()
+    """Elements of a tensor that a thread of a resident program holds.
+
+    Cycle-level simulation: few are best where a channel has few chunks anyway, more where so many programs would have
+    to share a channel.
+    """
+    streamed: tuple[int, ...] = (8, 16, 32)
+    """The same where a program takes one tile after the other."""
+    num_warps: tuple[int, ...] = (1, 2, 4, 8)
+    tiles_per_chunk: tuple[int, ...] = (1,)
+    """Of what is not resident."""
+    stages: tuple[int, ...] = (1,)
+    """Of what is not resident."""
+    windows: tuple[int, ...] = (1,)
+    """Of a dataflow, in the number of blocks that fill the GPU."""
+
+
+ALL: tuple[Strategy, ...] = ("resident", "dataflow", "split")
+FEW, MANY = (8, 16, 32), (16, 32, 64)
+CHUNKS = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
+STAGES = (1, 3)
+WINDOWS = (1, 2)
+
+SPACES: dict[tuple[Mode, Layout], Space] = {
+    ("forward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES, windows=WINDOWS),
+    ("forward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES, windows=WINDOWS),
+    ("forward", "rows"): Space(ALL, held=MANY, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("inference", "planes"): Space(("split",), tiles_per_chunk=CHUNKS[:4]),
+    ("inference", "runs"): Space(("split",), tiles_per_chunk=CHUNKS[:4]),
+    ("inference", "rows"): Space(("split",), tiles_per_chunk=CHUNKS[:4]),
+    ("backward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES, windows=WINDOWS),
+    ("backward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES, windows=WINDOWS),
+    ("backward", "rows"): Space(ALL, held=MANY, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("sums", "planes"): Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("sums", "runs"): Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("sums", "rows"): Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
+}
+
 MOST_MERGED = 32768
 """Most results of chunks, of all channels of a block together, that one program merges."""
-
-WARPS = (1, 2, 4, 8)
-
-LEAST_WARPS = 2
-"""Of a resident program, unless its tile is too small: cycle-level simulation has 2 to 4 at the front."""
 
 MOST_THREADS = 256
 """Of a program: with more, no thread could have as many registers as there are."""
 
-HELD = {"planes": (8, 16, 32), "runs": (8, 16, 32), "rows": (16, 32, 64)}
-"""Elements of a tensor that a thread of a resident program holds, channels-first, folded and channels-last.
-
-Cycle-level simulation: few are best where a channel has few chunks anyway, more where so many programs would have to
-share a channel.
-"""
+LEAST_WARPS = 2
+"""Of a resident program, unless its tile is too small: cycle-level simulation has 2 to 4 at the front."""
 
 MOST_HELD = 16384
 """Elements of one tensor that a resident program holds: with more, its warps wait for each other too often."""
-
-STREAMED = (8, 16, 32)
-"""The same where a program takes one tile after the other."""
-
-TILES_PER_CHUNK = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
 
 SECTORS = (1, 2, 4)
 """Widths of channels-last tiles."""
@@ -47,85 +81,107 @@ LARGEST_TILE = 65536
 SMALL_TILE = 1024
 """Elements that even channels of a few values are put together for."""
 
-
-def choose(
-    geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int, epilogue: Epilogue = "none"
-) -> Config:
-    """The config of least modelled time; ties go to the first. For `share` see resident."""
-    candidates = space(geometry, itemsize, mode, device, share, epilogue)
-    return min(candidates, key=lambda config: modelled_time(geometry, config, itemsize, mode, device, epilogue))
+SAFE_WARPS, SAFE_ELEMENTS = 4, 8
+"""Of a program and of a thread that any GPU and compiler can be asked for."""
 
 
-def space(
-    geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int, epilogue: Epilogue = "none"
-) -> Iterator[Config]:
-    """Every config worth considering, never none: resident ones if there are any: nothing else has beaten them."""
-    if mode in ("forward", "backward"):
-        held = HELD["runs" if geometry.fold(itemsize) else "rows" if geometry.channels_last else "planes"]
-        found = False
-        for config in with_warps(geometry, itemsize, device, held):
-            small = config.elements < LEAST_WARPS * device.warp_size * held[0]
+def choose(work: Work, device: Device, share: int) -> Config:
+    """The config of least modelled time; ties go to the first. For `share` see waits_safely."""
+    return min(space(work, device, share), key=lambda config: modelled_time(work, config, device))
+
+
+def space(work: Work, device: Device, share: int) -> Iterator[Config]:
+    """Every config worth considering that may run, and one that is safe."""
+    found = SPACES[work.mode, layout(work)]
+    if "resident" in found.strategies:
+        for config in with_warps(work, device, found, found.held):
+            small = config.elements < LEAST_WARPS * device.warp_size * found.held[0]
             if config.elements <= MOST_HELD and (config.num_warps >= LEAST_WARPS or small):
-                for candidate in resident(config, geometry, itemsize, mode, device, share, epilogue):
-                    found = True
-                    yield candidate
-        if found:
-            return
-    for config in with_warps(geometry, itemsize, device, STREAMED):
-        yield from streamed(config, geometry, itemsize, mode, device, epilogue)
+                yield from valid(work, replace(config, strategy="resident"), device, share)
+    for config in with_warps(work, device, found, found.streamed):
+        for cut in streamed(work, config, found):
+            yield from valid(work, cut, device, share)
+    yield conservative(work, device)
 
 
-def with_warps(geometry: Geometry, itemsize: int, device: Device, per_thread: tuple[int, ...]) -> Iterator[Config]:
+def layout(work: Work) -> Layout:
+    """How the tensors lie."""
+    if work.geometry.fold(work.itemsize):
+        return "runs"
+    return "rows" if work.geometry.channels_last else "planes"
+
+
+def with_warps(work: Work, device: Device, found: Space, per_thread: tuple[int, ...]) -> Iterator[Config]:
     """Every tile with as many warps as give a thread so many elements, or fewer where a tile is too small for that."""
-    for tile in tiles(geometry, itemsize):
-        for warps in (n for n in WARPS if n * device.warp_size <= MOST_THREADS):
+    for tile in tiles(work.geometry, work.itemsize):
+        for warps in (n for n in found.num_warps if n * device.warp_size <= MOST_THREADS):
             elements = tile.elements // (warps * device.warp_size)
-            if elements in per_thread or (warps == 1 and elements < STREAMED[0]):
+            if elements in per_thread or (warps == 1 and elements < found.streamed[0]):
                 yield replace(tile, num_warps=warps)
 
 
-def resident(
-    config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device, share: int, epilogue: Epilogue
-) -> Iterator[Config]:
-    """The config as a resident one, unless its chunks must not wait for each other.
+def streamed(work: Work, config: Config, found: Space) -> Iterator[Config]:
+    """The config with one tile after the other, in one sweep or two, in chunks of every length."""
+    for tiles_per_chunk in found.tiles_per_chunk:
+        if tiles_per_chunk >= 2 * config.tiles(work.geometry):
+            return
+        for stages in found.stages if tiles_per_chunk > 1 else found.stages[:1]:
+            cut = replace(config, tiles_per_chunk=tiles_per_chunk, stages=stages)
+            if "dataflow" in found.strategies:
+                for window in found.windows:
+                    yield replace(cut, strategy="dataflow", window=window)
+            yield cut
 
-    A launch holds at most chunks - 1 places without being able to go on (kernels/exchange.py). They may be one in
-    `share` of the places that the GPU has, none where it is 0: see counters.py. More chunks, up to one in every place,
-    go into a cooperative launch, which does not start before the GPU can run all of its programs.
+
+def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Config]:
+    """The config with what follows from the device, or nothing if it must not run there.
+
+    A dataflow's window is given in the number of blocks that fill the GPU, and returned as the number of blocks.
     """
-    config = replace(config, strategy="resident", packed=itemsize == 2 and device.backend == "cuda")
-    needed = registers_needed(config, geometry, itemsize, mode, device, epilogue)
-    chunks, per_sm = config.chunks(geometry), places(config, needed, device)
-    if needed > MOST_REGISTERS or per_sm == 0:
+    geometry = work.geometry
+    if config.stages > 1 and not pipelines(device):
         return
-    config = replace(config, registers=most_registers(config, per_sm, device))
-    slots = device.sm_count * per_sm
-    if chunks == 1:
+    if config.strategy == "resident":
+        config = replace(config, packed=work.itemsize == 2 and device.backend == "cuda")
+    registers = registers_needed(work, config, device)
+    per_sm, chunks = places(work, config, registers, device), config.chunks(geometry)
+    if registers > MOST_REGISTERS or per_sm == 0:
+        return
+    merges = work.mode != "inference" and chunks > 1
+    if merges and power_of_two(chunks) * config.block_c > MOST_MERGED:
+        return
+    if config.strategy == "dataflow":
+        window = config.window * math.ceil(device.sm_count * per_sm / chunks)
+        yield replace(config, window=max(1, min(config.channel_blocks(geometry), window)))
+    elif config.strategy == "split":
         yield config
-    elif power_of_two(chunks) * config.block_c <= MOST_MERGED and device.concurrent:
-        if share and per_sm >= FRACTION and chunks <= slots // share:
+    else:
+        config = replace(config, registers=most_registers(config, per_sm, device))
+        slots = device.sm_count * per_sm
+        if chunks == 1 or waits_safely(chunks, slots, per_sm, device, share):
             yield config
-        elif chunks <= slots:
+        elif device.concurrent and chunks <= slots:
             yield replace(config, at_once=min(slots, chunks * config.channel_blocks(geometry)))
 
 
-def streamed(
-    config: Config, geometry: Geometry, itemsize: int, mode: Mode, device: Device, epilogue: Epilogue
-) -> Iterator[Config]:
-    """One sweep; or two as a dataflow, for which one place is enough, since it is one launch where "split" is two."""
-    for tiles_per_chunk in TILES_PER_CHUNK[: 1 if mode == "inference" else None]:
-        if tiles_per_chunk >= 2 * config.tiles(geometry):
-            return
-        cut = replace(config, tiles_per_chunk=tiles_per_chunk)
-        chunks = cut.chunks(geometry)
-        if mode != "inference" and power_of_two(chunks) * cut.block_c > MOST_MERGED:
-            continue
-        if mode in ("inference", "sums"):
-            yield cut
-        else:
-            per_sm = places(cut, registers_needed(cut, geometry, itemsize, mode, device, epilogue), device)
-            window = min(cut.channel_blocks(geometry), math.ceil(device.sm_count * per_sm / chunks))
-            yield replace(cut, strategy="dataflow", window=max(1, window))
+def waits_safely(chunks: int, slots: int, per_sm: int, device: Device, share: int) -> bool:
+    """Whether the chunks of a channel may wait for each other, although they start in any order.
+
+    Such a launch holds at most chunks - 1 places without being able to go on (kernels/exchange.py). They may be one in
+    `share` of the places that the GPU has, none where it is 0: see counters.py. More chunks, up to one in every place,
+    go into a cooperative launch, which does not start before the GPU can run all of its programs.
+    """
+    return device.concurrent and share > 0 and per_sm >= FRACTION and chunks <= slots // share
+
+
+def conservative(work: Work, device: Device) -> Config:
+    """What runs where nothing else does: nobody waits, and no thread needs more than a few registers."""
+    elements = SAFE_WARPS * device.warp_size * SAFE_ELEMENTS
+    config = min(tiles(work.geometry, work.itemsize), key=lambda tile: abs(tile.elements - elements))
+    config = replace(config, num_warps=min(SAFE_WARPS, MOST_THREADS // device.warp_size))
+    while power_of_two(config.chunks(work.geometry)) * config.block_c > max(MOST_MERGED, config.block_c):
+        config = replace(config, tiles_per_chunk=2 * config.tiles_per_chunk)
+    return config
 
 
 def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:

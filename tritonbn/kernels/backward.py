@@ -38,7 +38,7 @@ def backward_kernel(
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's sums; then dweight, dbias and dx."""
     if PHASE == "dataflow":
@@ -57,7 +57,7 @@ def backward_kernel(
     if PHASE != "gradients" and sums:
         sum_dz = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
         sum_dz_x = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
-        for tile in range(first, last):
+        for tile in tl.range(first, last, num_stages=STAGES):
             gradient, mask = load_view(
                 dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
@@ -110,7 +110,7 @@ def backward_kernel(
         if PHASE == "dataflow":
             wait(counters, block, blocks, chunk, BLOCK_K)
         x_factor, offset = load_published(partials, c, channels, BLOCK_K)
-        for tile in range(first, last):
+        for tile in tl.range(first, last, num_stages=STAGES):
             gradient, _ = load_view(
                 dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,

@@ -47,7 +47,7 @@ def forward_kernel(
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's mean and M2; the merged statistics and the running buffers; y."""
     if PHASE == "dataflow":
@@ -71,7 +71,7 @@ def forward_kernel(
         wide_centre = spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
         deviation = tl.where(mask, value.to(ACCUMULATOR) - wide_centre, 0.0)
         squares = deviation * deviation
-        for tile in range(first + 1, last):
+        for tile in tl.range(first + 1, last, num_stages=STAGES):
             more, mask = load_view(
                 x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
@@ -105,7 +105,7 @@ def forward_kernel(
             wait(counters, block, blocks, chunk, BLOCK_K)
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-        for tile in range(first, last):
+        for tile in tl.range(first, last, num_stages=STAGES):
             value, _ = load_view(
                 x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
