@@ -9,10 +9,11 @@ import os
 import pytest
 import torch
 
+os.environ["TRITONBN_TUNE"] = "off"  # what somebody timed on this machine decides nothing
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 import tritonbn
-from tritonbn import configs, functional, launch, plan, sample_configs, sample_plan
+from tritonbn import configs, functional, launch, sample_configs, selection
 
 if launch.INTERPRETED:
     collect_ignore = ["compiled"]
@@ -45,8 +46,13 @@ def cut(monkeypatch):
     def clear() -> None:
         functional._cases.clear()
 
+    from support import fitted
+
     def choose(*sizes: int, **options: object) -> None:
-        monkeypatch.setattr(plan, "choose", lambda *_: configs.Config(*sizes, **options))
+        def chosen(work: configs.Work, *_: object) -> configs.Config:
+            return fitted(configs.Config(*sizes, **options), work.geometry, work.itemsize)
+
+        monkeypatch.setattr(selection, "choose", chosen)
         clear()
 
     yield choose
@@ -57,13 +63,13 @@ def cut(monkeypatch):
 def cut_samples(monkeypatch):
     """cut_samples(block_c, block_o, block_i, chunk_tiles, run_tiles) makes every sample-wise plan use that config."""
 
-    def clear() -> None:
-        sample_plan.cached_forward.cache_clear()
-        sample_plan.cached_backward.cache_clear()
-
     def choose(*sizes: int) -> None:
-        monkeypatch.setattr(sample_plan, "sample_heuristic", lambda *_: sample_configs.SampleConfig(*sizes))
-        clear()
+        def chosen(work: configs.Work, *_: object) -> sample_configs.SampleConfig:
+            strategy = "short" if sizes[0] >= work.geometry.channels else "long"
+            return sample_configs.SampleConfig(*sizes, strategy=strategy)
+
+        monkeypatch.setattr(selection, "choose", chosen)
+        functional._cases.clear()
 
     yield choose
-    clear()
+    functional._cases.clear()

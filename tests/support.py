@@ -1,13 +1,15 @@
 """Inputs of every layout, and error bounds derived from the arithmetic, for comparisons with the float64 reference."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 import tritonbn
 from tritonbn import reference
+from tritonbn.configs import Config, power_of_two, sign_group
 from tritonbn.functional import sample_norm
+from tritonbn.geometry import Geometry
 from tritonbn.launch import INTERPRETED, statistics_dtype
 
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
@@ -208,3 +210,13 @@ def compare_samples(
         for name, gradient, true_gradient, error in zip(names, gradients, true_gradients, errors, strict=True):
             assert_within(name, gradient, true_gradient, error + bounds.stored(true_gradient, gradient.dtype))
         assert gradients[0].stride() == torch.empty_like(x).stride()
+
+
+def fitted(config: Config, geometry: Geometry, itemsize: int) -> Config:
+    """The config with whole runs where the geometry folds them, and no row shorter than a byte of signs."""
+    if fold := geometry.fold(itemsize):
+        return replace(config, block_c=power_of_two(fold.channels), block_i=power_of_two(fold.run), lanes=fold.lanes)
+    group = sign_group(geometry, itemsize)
+    if geometry.channels_last:
+        return replace(config, block_c=max(config.block_c, group))
+    return replace(config, block_i=max(config.block_i, group))

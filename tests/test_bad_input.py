@@ -69,6 +69,34 @@ BEYOND_TORCH = {
     "residual no tensor": (dict(residual=1.0), TypeError, "got float"),
     "counter of floats": (dict(num_batches_tracked=torch.zeros(())), RuntimeError, "an integer tensor"),
     "counter of several": (dict(num_batches_tracked=torch.zeros(2).long()), RuntimeError, "of one element"),
+    "counter no tensor": (
+        dict(num_batches_tracked=1),
+        TypeError,
+        "num_batches_tracked to be a Tensor or None, got int",
+    ),
+    "complex counter": (dict(num_batches_tracked=ones(dtype=torch.complex64)), RuntimeError, "got torch.complex64"),
+    "counter of booleans": (dict(num_batches_tracked=ones(dtype=torch.bool)), RuntimeError, "got torch.bool"),
+    "counter torch cannot add to": (
+        dict(num_batches_tracked=ones(dtype=torch.uint64)),
+        RuntimeError,
+        "got torch.uint64",
+    ),
+    "sparse counter": (dict(num_batches_tracked=ones(1).long().to_sparse()), RuntimeError, "got .*sparse_coo"),
+    "complex momentum": (
+        dict(momentum=ones(dtype=torch.complex64)),
+        RuntimeError,
+        "momentum to be .*got torch.complex64",
+    ),
+    "momentum of booleans": (dict(momentum=ones(dtype=torch.bool)), RuntimeError, "momentum to be .*got torch.bool"),
+    "sparse momentum": (dict(momentum=ones(1).to_sparse()), RuntimeError, "momentum to be .*got .*sparse_coo"),
+    "sparse weight": (dict(weight=ones(3).to_sparse()), RuntimeError, "weight to be strided, got torch.sparse_coo"),
+    "sparse buffer": (dict(running_var=ones(3).to_sparse()), RuntimeError, "running_var to be strided"),
+    "axis a fraction": (dict(axis=0.5), TypeError, "axis to be an integer, got float"),
+    "axis NaN": (dict(axis=float("nan")), TypeError, "axis to be an integer, got float"),
+    "axis a string": (dict(axis="1"), TypeError, "axis to be an integer, got str"),
+    "eps a string": (dict(eps="1e-5"), TypeError, "eps to be a number, got str"),
+    "complex eps": (dict(eps=1e-5 + 1j), TypeError, "eps to be a number, got complex"),
+    "correction 2": (dict(correction=2), ValueError, "correction to be 0 or 1, got 2"),
 }
 """Arguments that torch's function has not."""
 
@@ -87,6 +115,53 @@ def test_bad_input(name, backend):
     if DEVICE == "cpu" and name in CASES:
         with pytest.raises(error):
             F.batch_norm(**given)
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("name", ["input", "weight", "bias", "residual"])
+def test_what_cannot_be_saved_for_backward(name, activation):
+    """The first call makes the second a known one."""
+    wanted = {"weight": ones(3), "bias": ones(3), "residual": random(X, seed=1)}
+    given = arguments(**wanted, activation=activation)
+    given["bias" if name == "weight" else "weight"].requires_grad_()
+    tritonbn.batch_norm(**given)
+    mean, var = given["running_mean"].clone(), given["running_var"].clone()
+    with torch.inference_mode():
+        given[name] = given[name].clone()
+    if activation is None and name in ("bias", "residual"):
+        tritonbn.batch_norm(**given).sum().backward()
+        return
+    with pytest.raises(RuntimeError, match="saved for backward, got one of inference mode"):
+        tritonbn.batch_norm(**given)
+    assert torch.equal(given["running_mean"], mean)
+    assert torch.equal(given["running_var"], var)
+    with torch.no_grad():
+        tritonbn.batch_norm(**given)
+
+
+def test_module_of_inference_mode():
+    with torch.inference_mode():
+        module = tritonbn.BatchNorm1d(3).to(DEVICE)
+    with pytest.raises(RuntimeError, match="saved for backward"):
+        module(random(X))
+    assert module.num_batches_tracked.item() == 0
+    assert torch.equal(module.running_mean, torch.zeros(3, device=DEVICE))
+
+
+@pytest.mark.parametrize(("backend", "device"), [("aten", DEVICE), ("triton", "meta")])
+def test_counter_of_inference_mode(backend, device):
+    with torch.inference_mode():
+        given = arguments(num_batches_tracked=torch.zeros((), dtype=torch.int64, device=device))
+    given["input"] = random(X)
+    with tritonbn.backend(backend):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="num_batches_tracked to be no tensor of inference mode"):
+                tritonbn.batch_norm(**given)
+        assert torch.equal(given["running_mean"], torch.zeros(3, device=DEVICE))
+        assert device == "meta" or given["num_batches_tracked"].item() == 0
+        with torch.inference_mode():
+            tritonbn.batch_norm(**given)
+    assert not torch.equal(given["running_mean"], torch.zeros(3, device=DEVICE))
 
 
 def test_expanded_running_buffers():

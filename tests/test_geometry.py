@@ -3,13 +3,10 @@
 import itertools
 import math
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import get_args
 
 import pytest
 import torch
-from support import LAYOUTS
-from triton.backends.compiler import GPUTarget
+from support import LAYOUTS, fitted
 
 from tritonbn import configs, cost, counters, devices, space
 from tritonbn.geometry import describe
@@ -86,7 +83,7 @@ def test_too_many_axes():
         describe((2, 3, 4, 5, 6, 7), 1, strides, strides)
 
 
-@pytest.mark.parametrize("mode", get_args(configs.Mode))
+@pytest.mark.parametrize("mode", ["forward", "inference", "backward", "sums"])
 @pytest.mark.parametrize(
     "shape",
     [(2, 10**6), (1, 10**6, 1), (2, 2**31), (2**31 - 1, 1), (1, 1, 10**9), (2, 1), (128, 256, 56, 56), (2, 10**5, 3)],
@@ -100,7 +97,7 @@ def test_the_choice_of_a_config_is_sane(shape, mode):
             config = space.choose(work, device, counters.SHARE)
             chunks = config.chunks(geometry)
             assert math.isfinite(cost.modelled_time(work, config, device))
-            assert config == configs.fitted(config, geometry, dtype.itemsize)
+            assert config == fitted(config, geometry, dtype.itemsize)
             assert config.elements <= space.LARGEST_TILE
             assert config.block_c * configs.power_of_two(chunks) <= space.MOST_MERGED or mode == "inference"
             programs = chunks * config.channel_blocks(geometry)
@@ -219,27 +216,3 @@ def test_only_so_many_streams_may_wait(monkeypatch):
     assert [counters.share(device) for _ in range(10)] == [share, share, 0, 0, 0] * 2
     monkeypatch.setattr(counters, "capturing", lambda device: True)
     assert counters.share(device) == counters.CAPTURED_SHARE
-
-
-def test_a_device_is_described_by_its_driver():
-    class Driver:
-        utils = SimpleNamespace(get_device_properties=lambda index: {"multiprocessor_count": 10})
-
-        def get_current_target(self):
-            return GPUTarget("cuda", 70, 32)
-
-    found = devices.described(Driver(), 0)
-    assert (found.arch, found.sm_count, found.registers) == ("sm_70", 10, 65536)
-    assert found.bandwidth == devices.named("V100").bandwidth / 8
-    assert devices.most_similar("sm_103").name == "B200"
-    assert devices.most_similar("gfx941").name == "MI250X"
-
-
-def test_a_device_is_assumed():
-    with devices.assume("A100", sm_count=20) as assumed:
-        assert devices.current() is assumed
-        assert (assumed.name, assumed.sm_count, assumed.arch) == ("A100", 20, "sm_80")
-    with pytest.raises(ValueError, match="expected one of V100, T4"), devices.assume("H800"):
-        pass
-    with pytest.raises(TypeError, match="sms"), devices.assume("A100", sms=20):
-        pass

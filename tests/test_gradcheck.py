@@ -1,6 +1,7 @@
 """Gradients against finite differences of the kernels themselves, in float64; second derivatives too."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from support import LAYOUTS, random, vector
 from torch.autograd import gradcheck, gradgradcheck
 
 import tritonbn
+from tritonbn import plan
 
 SHAPE = (2, 2, 1, 2)
 
@@ -98,3 +100,92 @@ def test_a_changed_input_is_noticed():
     copy.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+EPILOGUES = [(None, False), ("relu", False), ("relu", True), ("silu", True)]
+
+
+@pytest.fixture
+def expression():
+    """y of four leaves, and what it is by torch's operations."""
+
+    def make(training, activation, with_residual):
+        torch_activation = {None: lambda z: z, "relu": torch.relu, "silu": torch.nn.functional.silu}[activation]
+        shape = (3, 2, 1, 2)
+        leaves = [random(shape, torch.float64), vector(2, torch.float64, 2), vector(2, torch.float64, 3)]
+        leaves = [t.requires_grad_() for t in (*leaves, random(shape, torch.float64, seed=7))]
+        buffers = vector(2, torch.float64, 4), vector(2, torch.float64, 5, positive=True)
+
+        def ours(x, weight, bias, residual):
+            residual = residual if with_residual else None
+            given = [t.clone() for t in buffers]
+            return tritonbn.batch_norm(x, *given, weight, bias, training, residual=residual, activation=activation)
+
+        def theirs(x, weight, bias, residual):
+            y = torch.nn.functional.batch_norm(x, *(t.clone() for t in buffers), weight, bias, training)
+            return torch_activation(y + residual if with_residual else y)
+
+        return leaves if with_residual else [*leaves[:3], None], ours, theirs
+
+    return make
+
+
+def results_agree(function, ours, theirs):
+    torch.testing.assert_close(function(ours), function(theirs), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize(("activation", "with_residual"), EPILOGUES)
+def test_batches_of_gradients(expression, training, activation, with_residual):
+    leaves, ours, theirs = expression(training, activation, with_residual)
+    wanted = [t for t in leaves if t is not None]
+    dys = random((4, *leaves[0].shape), torch.float64, seed=8)
+
+    def batched(function):
+        return torch.autograd.grad(function(*leaves), wanted, dys, is_grads_batched=True)
+
+    def mapped(function):
+        y = function(*leaves)
+        return torch.vmap(lambda dy: torch.autograd.grad(y, wanted, dy, retain_graph=True))(dys)
+
+    results_agree(batched, ours, theirs)
+    results_agree(mapped, ours, theirs)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_vectorized_jacobian_and_hessian(expression, activation):
+    leaves, *functions = expression(True, activation, True)
+    given = tuple(t.detach() for t in leaves)
+    results_agree(lambda f: torch.autograd.functional.jacobian(f, given, vectorize=True), *functions)
+    results_agree(
+        lambda f: torch.autograd.functional.hessian(lambda *t: f(*t).pow(3).sum(), given, vectorize=True), *functions
+    )
+
+
+def test_a_failing_launch_is_no_batch(monkeypatch):
+    x = random((3, 2, 4)).requires_grad_()
+    y = tritonbn.batch_norm(x, None, None, training=True)
+    monkeypatch.setattr(plan, "backward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_second_derivatives_plan_once(monkeypatch, activation):
+    made = []
+    monkeypatch.setattr(plan.Backward, "work", lambda *given, make=plan.Backward.work: made.append(1) or make(*given))
+    x = random((3, 2, 4)).requires_grad_()
+    y = tritonbn.batch_norm(x, None, None, training=True, activation=activation)
+    for _ in range(3):
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    assert len(made) == 1
+
+
+def test_a_graph_used_twice_and_in_another_thread():
+    x = random((3, 2, 4)).requires_grad_()
+    y = tritonbn.batch_norm(x, None, None, training=True).square().sum()
+    first, second = (torch.autograd.grad(y, x, retain_graph=True)[0] for _ in range(2))
+    with ThreadPoolExecutor(1) as pool:
+        third = pool.submit(torch.autograd.grad, y, x).result()[0]
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)

@@ -7,7 +7,6 @@ from support import DEVICE, DTYPES, LAYOUTS, compare_samples, random, vector
 import tritonbn
 from tritonbn import launch, reference, sample_configs
 from tritonbn.functional import sample_norm
-from tritonbn.geometry import describe
 
 
 def affine(columns, dtype):
@@ -188,27 +187,3 @@ BAD = {
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
         sample_norm(*arguments)
-
-
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("itemsize", [2, 4, 8])
-@pytest.mark.parametrize(
-    "shape",
-    [(1, 1), (3, 5), (65536, 33), (4096, 768), (8192, 8192), (4, 10**6), (1, 10**8), (10**7, 4), (300, 40000)],
-    ids=str,
-)
-@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
-def test_every_element_is_in_one_tile(shape, transposed, itemsize, direction):
-    strides = (1, shape[0]) if transposed else (shape[1], 1)
-    geometry = describe(shape, 1, strides, strides)
-    config = sample_configs.sample_heuristic(geometry, itemsize, direction)
-    blocks = config.block_c, config.block_o, config.block_i
-    assert all(block & (block - 1) == 0 for block in blocks)
-    assert torch.Size(blocks).numel() <= sample_configs.LONGEST_TILE[direction] // max(1, itemsize // 4)
-    assert config.column_tiles(geometry) * config.block_c >= shape[1]
-    assert config.runs(geometry) * config.run_tiles * config.block_o * config.block_i >= shape[0]
-    assert config.chunks(geometry) * config.chunk_tiles >= config.column_tiles(geometry)
-    assert config.chunks(geometry) <= sample_configs.MERGED_CHUNKS
-    assert not config.holds_rows(geometry) or config.chunks(geometry) == 1
-    if shape[0] * shape[1] >= 10**7:
-        assert config.runs(geometry) * config.chunks(geometry) * config.num_warps >= 200, "too few programs for a GPU"

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from interleaving import side_by_side
-from support import DEVICE, DTYPES, compare, random, vector
+from support import DEVICE, DTYPES, compare, fitted, random, vector
 from test_epilogue import check
 
 import tritonbn
 from tritonbn import reference
-from tritonbn.configs import Config, fitted
+from tritonbn.configs import Config
 from tritonbn.geometry import describe
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last

@@ -5,6 +5,7 @@ from .conversion import convert
 from .functional import batch_norm
 from .keras import BatchNormalization, regularization_loss
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .selection import tuning
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "batch_norm",
     "convert",
     "regularization_loss",
+    "tuning",
 ]

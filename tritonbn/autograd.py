@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from . import aten, plan, sample_plan
-from .launch import laid_out, walkable
-from .plan import Case, State
+from .case import Case
+from .launch import POINTER_ALIGNMENT, laid_out
+from .plan import State
+from .sample_case import SampleCase
 
 
 def batch_norm(
@@ -52,14 +55,21 @@ class BatchNorm(torch.autograd.Function):
         state: State,
     ) -> Tensor:
         keeps_signs = residual is not None and case.activation in ("relu", "leaky_relu")
+        recomputes = case.activation is not None and not keeps_signs
+        if (
+            x.is_inference()
+            or (weight is not None and weight.is_inference())
+            or (recomputes and any(t is not None and t.is_inference() for t in (bias, residual)))
+        ):  # torch refuses them too, but only after this, when the running buffers are updated
+            raise RuntimeError("batch_norm: expected tensors that can be saved for backward, got one of inference mode")
         if case.training:
             y, statistics, signs = plan.training_forward(case, x, weight, bias, residual, state, keeps_signs)
         else:
             y, statistics, signs = plan.inference(case, x, weight, bias, residual, state, True, keeps_signs)
-        if case.activation is None or keeps_signs:
-            ctx.save_for_backward(x, weight, statistics, signs)
-        else:
+        if recomputes:
             ctx.save_for_backward(x, weight, statistics, signs, bias, residual)
+        else:
+            ctx.save_for_backward(x, weight, statistics, signs)
         ctx.case = case
         return y
 
@@ -68,28 +78,48 @@ class BatchNorm(torch.autograd.Function):
         case = ctx.case
         x, weight, statistics, signs, *recomputed = ctx.saved_tensors
         bias, residual = recomputed or (None, None)
-        x = laid_out(x, case.x)
+        x, statistics = laid_out(x, case.x), as_allocated(statistics)
+        weight = weight if weight is None else weight.contiguous()
+        signs = signs if signs is None else as_allocated(signs)
+        bias = bias if bias is None else bias.contiguous()
         wants_dx, wants_dweight, wants_dbias, wants_dresidual, _, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            dz = dy
-            if case.activation is not None:
-                dz = dy * activation_slope(case, x, weight, bias, residual, statistics, signs)
-            dx, dweight, dbias = differentiable_backward(x, dz, weight, statistics, case.training, case.eps, case.axis)
-            dweight = dweight.to(weight.dtype).view_as(weight) if wants_dweight else None
-            dbias = dbias.to(case.bias_dtype) if wants_dbias else None
-            return dx, dweight, dbias, dz.to(dy.dtype) if wants_dresidual else None, None, None
-        dx = torch.empty_like(x) if wants_dx else None
-        dresidual = dy if wants_dresidual else None
-        separate = torch.empty_like(x) if wants_dresidual and case.activation is not None else None
-        dweight = torch.empty_like(weight) if wants_dweight else None
-        dbias = case.empty_vector(case.bias_dtype) if wants_dbias else None
-        if not (dx is separate is dweight is dbias is None):
-            plan.backward(case, x, dy, weight, bias, statistics, residual, signs, dx, separate, dweight, dbias)
-        return dx, dweight, dbias, dresidual if separate is None else separate, None, None
+        if not torch.is_grad_enabled():
+            dx = torch.empty_like(x) if wants_dx else None
+            dresidual = dy if wants_dresidual else None
+            separate = torch.empty_like(x) if wants_dresidual and case.activation is not None else None
+            dweight = torch.empty_like(weight) if wants_dweight else None
+            dbias = case.empty_vector(case.bias_dtype) if wants_dbias else None
+            try:
+                if not (dx is separate is dweight is dbias is None):
+                    plan.backward(case, x, dy, weight, bias, statistics, residual, signs, dx, separate, dweight, dbias)
+                return dx, dweight, dbias, dresidual if separate is None else separate, None, None
+            except RuntimeError:  # rather than look beforehand, at every step
+                if not is_batched(dy):
+                    raise
+        dz = dy
+        if case.activation is not None:
+            dz = dy * activation_slope(case, x, weight, bias, residual, statistics, signs)
+        dx, dweight, dbias = differentiable_backward(x, dz, weight, statistics, case.training, case.eps, case.axis)
+        dweight = dweight.to(weight.dtype).view_as(weight) if wants_dweight else None
+        dbias = dbias.to(case.bias_dtype) if wants_dbias else None
+        return dx, dweight, dbias, dz.to(dy.dtype) if wants_dresidual else None, None, None
 
 
 apply = super(torch.autograd.Function, BatchNorm).apply
 """Function.apply looks for torch.func's transforms first, which never get here: backends.uses_kernels."""
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for several, as under torch.vmap and torch.autograd.grad's is_grads_batched: no kernel's."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
+def as_allocated(saved: Tensor) -> Tensor:
+    """The tensor itself, or a copy that lies as the forward pass made it: hooks may return it otherwise."""
+    if saved.is_contiguous() and saved.data_ptr() % POINTER_ALIGNMENT == 0:
+        return saved
+    return saved.clone(memory_format=torch.contiguous_format)
 
 
 def activation_slope(
@@ -104,7 +134,7 @@ def activation_slope(
     """The activation's derivative at every element; silu's can be differentiated again, others are constant."""
     if case.activation != "silu":
         slope = torch.empty_like(x)
-        given = replace(case, training=False, plans={})
+        given = evaluation_of(case)
         with torch.no_grad():
             plan.backward(
                 given, x, torch.ones_like(x), weight, bias, statistics, residual, signs, None, slope, None, None
@@ -120,6 +150,17 @@ def activation_slope(
         z = z + residual
     s = torch.sigmoid(z)
     return s * (1 + z * (1 - s))
+
+
+_evaluations: WeakKeyDictionary[Case, Case] = WeakKeyDictionary()
+
+
+def evaluation_of(case: Case) -> Case:
+    """The same but for statistics that are given, with plans of its own, made once."""
+    known = _evaluations.get(case)
+    if known is None:
+        known = _evaluations[case] = replace(case, training=False, plans={}, unfit={})
+    return known
 
 
 def normalized(x: Tensor, statistics: Tensor, training: bool, eps: float, axis: int) -> tuple[Tensor, Tensor]:
@@ -148,44 +189,46 @@ def differentiable_backward(
     return (dvalues * scale)[0].to(x.dtype), dweight, dbias
 
 
-def sample_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def sample_norm(case: SampleCase, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """y from the sample-wise kernels, attached to the autograd graph where a gradient can be asked for."""
-    x = walkable(x, x.dim() - 1)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return SampleNorm.apply(x, weight, bias, eps)
-    return sample_plan.forward(x, weight, bias, eps, keep_statistics=False)[0]
+        return SampleNorm.apply(x, weight, bias, case, eps)
+    return sample_plan.forward(case, x, weight, bias, eps, keeps_statistics=False)[0]
 
 
 class SampleNorm(torch.autograd.Function):
     """Saves x, weight and statistics (2, rows): mean and sqrt(variance + eps)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        y, statistics = sample_plan.forward(x, weight, bias, eps, keep_statistics=True)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, case: SampleCase, eps: float
+    ) -> Tensor:
+        y, statistics = sample_plan.forward(case, x, weight, bias, eps, keeps_statistics=True)
         ctx.save_for_backward(x, weight, statistics)
-        ctx.strides = x.stride()
-        ctx.bias_form = None if bias is None else (bias.shape, bias.dtype)
-        ctx.eps = eps
+        ctx.case, ctx.eps = case, eps
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        case = ctx.case
         x, weight, statistics = ctx.saved_tensors
-        x = laid_out(x, ctx.strides)
-        wants_dx, wants_dweight, wants_dbias, _ = ctx.needs_input_grad
+        x, statistics = laid_out(x, case.x), as_allocated(statistics)
+        wants_dx, wants_dweight, wants_dbias, _, _ = ctx.needs_input_grad
         dx = dweight = dbias = None
-        if torch.is_grad_enabled():
-            x, weight = x.view_as(x), None if weight is None else weight.view_as(weight)  # where differentiation stops
-            wanted = [t for t, wants in ((x, wants_dx), (weight, wants_dweight)) if wants]
-            y = aten.sample_norm(x, weight, None, ctx.eps)
-            gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True) if wanted else ())
+        differentiable = torch.is_grad_enabled()
+        if differentiable or is_batched(dy):
+            with torch.enable_grad():  # differentiation stops at these views
+                x, weight = x.view_as(x), None if weight is None else weight.view_as(weight)
+                wanted = [t for t, wants in ((x, wants_dx), (weight, wants_dweight)) if wants]
+                y = aten.sample_norm(x, weight, None, ctx.eps)
+            gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiable) if wanted else ())
             dx = next(gradients) if wants_dx else None
             dweight = next(gradients) if wants_dweight else None
             if wants_dbias:
-                dbias = dy.to(statistics.dtype).sum_to_size(ctx.bias_form[0]).to(ctx.bias_form[1])
+                dbias = dy.to(statistics.dtype).sum_to_size(case.columns).to(case.bias)
         else:
             dx = torch.empty_like(x) if wants_dx else None
             dweight = torch.empty_like(weight) if wants_dweight else None
-            dbias = x.new_empty(ctx.bias_form[0], dtype=ctx.bias_form[1]) if wants_dbias else None
-            sample_plan.backward(x, dy, weight, statistics, ctx.eps, dx, dweight, dbias)
-        return dx, dweight, dbias, None
+            dbias = case.vector(case.bias) if wants_dbias else None
+            sample_plan.backward(case, x, dy, weight, statistics, ctx.eps, dx, dweight, dbias)
+        return dx, dweight, dbias, None, None

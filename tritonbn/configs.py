@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 
-from .geometry import Geometry
+from .geometry import FULL_ACCESS, Fold, Geometry
 
-Mode = Literal["forward", "inference", "backward", "sums"]
-"""Training forward; one sweep with nothing to merge; training backward; one sweep whose sums are merged."""
+Mode = Literal["forward", "inference", "backward", "sums", "sample_forward", "sample_backward"]
+"""Training forward; one sweep with nothing to merge; training backward; one sweep with sums; sample norm."""
 
 Strategy = Literal["resident", "dataflow", "split"]
 """One launch that keeps its tiles in registers; one that reads them twice; two launches, or one sweep."""
@@ -37,10 +38,24 @@ class Work:
     """Of the input."""
     epilogue: Epilogue = "none"
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of an element."""
         return self.dtype.itemsize
+
+    @cached_property
+    def fold(self) -> Fold | None:
+        """How whole runs are read, if they are; sample norm reads none."""
+        return None if self.mode.startswith("sample") else self.geometry.fold(self.itemsize)
+
+    @cached_property
+    def accesses(self) -> int:
+        """Elements that one access moves."""
+        fast = 3 if self.geometry.channels_last else 4
+        if any(strides[fast] != 1 for strides in self.geometry.strides):
+            return 1
+        alignment = self.fold.alignment if self.fold else self.geometry.alignment
+        return max(1, min(FULL_ACCESS // self.itemsize, alignment))
 
 
 @dataclass(frozen=True)
@@ -99,13 +114,3 @@ def sign_group(geometry: Geometry, itemsize: int) -> int:
         return min(BITS, power_of_two(fold.run))
     fast = geometry.channels if geometry.channels_last else geometry.inner
     return min(BITS, SECTOR // itemsize, power_of_two(fast))
-
-
-def fitted(config: Config, geometry: Geometry, itemsize: int) -> Config:
-    """The config with whole runs where the geometry folds them, and no row shorter than a byte of signs."""
-    if fold := geometry.fold(itemsize):
-        return replace(config, block_c=power_of_two(fold.channels), block_i=power_of_two(fold.run), lanes=fold.lanes)
-    group = sign_group(geometry, itemsize)
-    if geometry.channels_last:
-        return replace(config, block_c=max(config.block_c, group))
-    return replace(config, block_i=max(config.block_i, group))

@@ -13,10 +13,10 @@ from .devices import Device
 from .geometry import FULL_ACCESS
 from .kernels.welford import MERGED_AT_ONCE
 
-READ = {"forward": 1, "inference": 1, "backward": 2, "sums": 2}
+READ = {"forward": 1, "inference": 1, "backward": 2, "sums": 2, "sample_forward": 1, "sample_backward": 2}
 """Tensors read once."""
 
-WRITTEN = {"forward": 1, "inference": 1, "backward": 1, "sums": 0}
+WRITTEN = {"forward": 1, "inference": 1, "backward": 1, "sums": 0, "sample_forward": 1, "sample_backward": 1}
 
 SPARE_REGISTERS = 32
 """Registers a thread for everything but the tile, a few results of other chunks included; folded ones take more."""
@@ -50,9 +50,6 @@ EPILOGUE_ELEMENT = {
 """What an epilogue adds to these, for each element."""
 
 MOST_REGISTERS = 255
-
-RESERVED_SHARED = 1024
-"""Bytes of shared memory that CUDA keeps of every program."""
 
 LATENCY = 0.7e-6
 """Seconds from a program's start until it moves bytes at full speed, and at its end."""
@@ -115,17 +112,6 @@ LANES = 128
 """Instructions that an SM begins at each tick of its clock, in four places, one warp at a time in each."""
 
 
-def accesses(work: Work, config: Config) -> float:
-    """Elements that one access moves."""
-    geometry, itemsize = work.geometry, work.itemsize
-    fast = 3 if geometry.channels_last else 4
-    if any(strides[fast] != 1 for strides in geometry.strides):
-        return 1
-    fold = geometry.fold(itemsize) if config.lanes else None
-    alignment = fold.alignment if fold else geometry.alignment
-    return max(1, min(FULL_ACCESS // itemsize, alignment))
-
-
 def registers_needed(work: Work, config: Config, device: Device) -> int:
     """Registers a thread that leave the compiler room for all that the tile needs."""
     geometry, itemsize, mode, epilogue = work.geometry, work.itemsize, work.mode, work.epilogue
@@ -137,7 +123,7 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
     else:
         element = HELD_ELEMENT[itemsize] * READ[mode]
     element += EPILOGUE_ELEMENT[epilogue][mode] * max(1, itemsize // 4)
-    narrow = FULL_ACCESS / itemsize / accesses(work, config) - 1
+    narrow = FULL_ACCESS / itemsize / work.accesses - 1
     needed = SPARE_REGISTERS + per_thread * (element + narrow / 8)
     if config.block_c > NARROW and geometry.channels_last:
         needed += WIDE
@@ -154,14 +140,7 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
 
 def places(work: Work, config: Config, registers: int, device: Device) -> int:
     """How many programs an SM holds at once."""
-    shared = shared_needed(work, config)
-    threads = config.num_warps * device.warp_size
-    return min(
-        device.registers // (8 * math.ceil(registers / 8) * threads),
-        device.threads // threads,
-        device.programs,
-        device.shared_bytes // shared,
-    )
+    return device.places(config.num_warps * device.warp_size, registers, shared_needed(work, config))
 
 
 def pipelines(device: Device) -> bool:
@@ -171,15 +150,14 @@ def pipelines(device: Device) -> bool:
 
 def most_registers(config: Config, per_sm: int, device: Device) -> int:
     """Registers a thread with which an SM still holds so many programs."""
-    threads = config.num_warps * device.warp_size
-    return min(MOST_REGISTERS, device.registers // (threads * max(1, per_sm)) // 8 * 8)
+    return min(MOST_REGISTERS, device.most_registers(config.num_warps * device.warp_size, per_sm))
 
 
 def shared_needed(work: Work, config: Config) -> int:
-    """Bytes of shared memory that suffice for a program, with what CUDA takes for itself."""
+    """Bytes of shared memory that suffice for a program."""
     results = 8 * max(config.block_i if config.lanes else config.block_c * config.num_warps, 64)
     tensors = READ[work.mode] + (work.epilogue == "value")
-    return RESERVED_SHARED + max(results, (config.stages - 1) * tensors * config.elements * work.itemsize)
+    return max(results, (config.stages - 1) * tensors * config.elements * work.itemsize)
 
 
 def floor(work: Work, device: Device) -> float:
@@ -215,7 +193,7 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
 
     def sweep(moved: float, instructions: float, waits: float) -> float:
         """All programs once, each moving as many bytes as `moved` chunks, in so many instructions an element."""
-        instructions += ACCESS_INSTRUCTIONS * moved / accesses(work, config) * (1 if config.stages == 1 else COPYING)
+        instructions += ACCESS_INSTRUCTIONS * moved / work.accesses * (1 if config.stages == 1 else COPYING)
         computing = config.elements * tiles * instructions * (1 + busy) / 2 / lanes
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1) / config.stages
         again = waves - 1 if waiting and chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)

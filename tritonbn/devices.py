@@ -1,16 +1,20 @@
-"""What planning knows of a GPU: its processors, their registers, its memory."""
+"""The GPU that is planned for: the running one by its own properties, one of the table, or one that is assumed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import torch
 import triton
+from triton.backends.compiler import GPUTarget
 
+from .gpus import TABLE, Device
 from .kernels import forward_kernel
 
 DRIVERS = triton.runtime.driver
@@ -19,66 +23,39 @@ DRIVERS = triton.runtime.driver
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 """Whether TRITON_INTERPRET=1 was set when the kernels were defined: they then run on the CPU, in numpy."""
 
+PLAUSIBLE = 4
+"""What a GPU tells of itself is believed if it is at most so many times as large or as small as expected."""
 
-@dataclass(frozen=True, eq=False)
-class Device:
-    """A GPU; "SM" is NVIDIA's word, AMD's is CU."""
+TRANSFERS = 2
+"""For each tick of the memory's clock, as NVIDIA's drivers count it."""
 
-    name: str
-    arch: str
-    """As targets.target() takes it."""
-    sm_count: int
-    threads: int
-    """Most threads an SM holds."""
-    programs: int
-    """Most programs an SM holds."""
-    l2_bytes: int
-    bandwidth: float
-    """Of the memory, bytes a second."""
-    clock: float
-    """Of the SMs under load, in hertz."""
-    shared_bytes: int
-    """Of shared memory, an SM."""
-    registers: int = 65536
-    """32-bit registers an SM."""
-    warp_size: int = 32
-    concurrent: bool = True
-    """Whether programs of a launch run side by side, so that one may wait for another that started later."""
-
-    @property
-    def backend(self) -> str:
-        """Triton's name of the maker's toolchain."""
-        return "hip" if self.arch.startswith("gfx") else "cuda"
-
-
-TABLE = (
-    Device("V100", "sm_70", 80, 2048, 32, 6 << 20, 0.90e12, 1.53e9, 96 << 10),
-    Device("T4", "sm_75", 40, 1024, 16, 4 << 20, 0.32e12, 1.59e9, 64 << 10),
-    Device("A100", "sm_80", 108, 2048, 32, 40 << 20, 2.04e12, 1.41e9, 164 << 10),
-    Device("RTX 3090", "sm_86", 82, 1536, 16, 6 << 20, 0.94e12, 1.70e9, 100 << 10),
-    Device("RTX 4090", "sm_89", 128, 1536, 24, 72 << 20, 1.01e12, 2.52e9, 100 << 10),
-    Device("H100", "sm_90", 132, 2048, 32, 50 << 20, 3.35e12, 1.83e9, 228 << 10),
-    Device("B200", "sm_100", 148, 2048, 32, 126 << 20, 8.0e12, 1.85e9, 228 << 10),
-    Device("RTX 5090", "sm_120", 170, 1536, 24, 96 << 20, 1.79e12, 2.41e9, 100 << 10),
-    Device("MI250X", "gfx90a", 110, 2048, 32, 8 << 20, 1.6e12, 1.7e9, 64 << 10, registers=131072, warp_size=64),
-    Device("MI300X", "gfx942", 304, 2048, 32, 4 << 20, 5.3e12, 2.1e9, 64 << 10, registers=131072, warp_size=64),
-    Device("MI355X", "gfx950", 256, 2048, 32, 4 << 20, 8.0e12, 2.4e9, 160 << 10, registers=131072, warp_size=64),
-    Device("RX 7900 XTX", "gfx1100", 96, 1024, 32, 6 << 20, 0.96e12, 2.5e9, 64 << 10, registers=98304),
-)
-"""One GPU for each architecture, from the makers' data sheets; a MI250X is one of its two dies."""
-
-INTERPRETER = replace(TABLE[5], name="interpreter", sm_count=4, concurrent=False)
-"""Plans as for a small GPU, and runs one program after another."""
+UNRELIABLE = {"hip": {"bandwidth", "registers"}}
+"""AMD's drivers count the ticks of some memories otherwise, and only the registers that one program can have."""
 
 _assumed: ContextVar[Device | None] = ContextVar("tritonbn_device", default=None)
 
 
+def words(name: str) -> list[str]:
+    """Its letters and digits, in small letters, word by word."""
+    return re.findall(r"[a-z0-9]+", name.lower())
+
+
+def find(name: str) -> Device | None:
+    """The device of the table with this name or architecture, however its words are joined; None if there is none."""
+    spelt = "".join(words(name))
+    return next((device for device in TABLE if spelt in map("".join, map(words, (device.name, device.arch)))), None)
+
+
 def named(name: str) -> Device:
-    """The device of the table with this name or architecture; ValueError if there is none."""
-    for device in TABLE:
-        if name.lower() in (device.name.lower(), device.arch):
-            return device
-    raise ValueError(f"expected one of {', '.join(d.name for d in TABLE)} or their architectures, got {name!r}")
+    """The same, but ValueError if there is none."""
+    device = find(name)
+    if device is None:
+        raise ValueError(f"expected one of {', '.join(d.name for d in TABLE)} or their architectures, got {name!r}")
+    return device
+
+
+INTERPRETER = replace(named("H100"), name="interpreter", sm_count=4, concurrent=False)
+"""Plans as for a small GPU, and runs one program after another."""
 
 
 @contextmanager
@@ -111,26 +88,70 @@ def current(index: int | None = None) -> Device:
 
 @lru_cache(maxsize=64)
 def described(driver: Any, index: Any) -> Device:
-    """What the driver tells of a device, completed from the most similar one of the table."""
+    """What a GPU tells of itself, completed from the most similar one of the table.
+
+    Where that has its name and as many SMs, it is the same GPU: then memory, L2 and clock are as its maker says.
+    """
     target = driver.get_current_target()
-    arch = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
-    like = most_similar(arch)
-    told = driver.utils.get_device_properties(index)
-    sm_count = told.get("multiprocessor_count") or like.sm_count
-    share = sm_count / like.sm_count
-    return replace(
-        like,
-        arch=arch,
-        sm_count=sm_count,
-        registers=max(told.get("max_num_regs") or 0, like.registers),
-        bandwidth=like.bandwidth * share,
-        l2_bytes=int(like.l2_bytes * min(1.0, share)),
-        warp_size=target.warp_size,
-    )
+    arch = architecture(target)
+    own = told(driver, index)
+    name = own.get("name", "")
+    like = most_similar(arch, name, own.get("sm_count", 0))
+    share = own.get("sm_count", like.sm_count) / like.sm_count
+    same = {"bandwidth", "l2_bytes", "clock"} if share == 1 and named_by(like, name) else set()
+    base = replace(like, bandwidth=like.bandwidth * share, l2_bytes=int(like.l2_bytes * min(1.0, share)))
+    known = same | UNRELIABLE.get(target.backend, set())
+    own = {key: value for key, value in own.items() if key not in known and plausible(key, value, base)}
+    return replace(base, **own, arch=arch, warp_size=target.warp_size)
 
 
-def most_similar(arch: str) -> Device:
-    """The device of this architecture, or else the newest older one of its maker."""
+def architecture(target: GPUTarget) -> str:
+    """As targets.target() takes it."""
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
+def told(driver: Any, index: Any) -> dict[str, Any]:
+    """What Triton's driver and torch tell of a GPU, as fields of a Device."""
+    by_driver = driver.utils.get_device_properties(index) or {}
+    by_torch = torch_properties(driver, index)
+    transfers = TRANSFERS * 1e3 * (by_driver.get("mem_clock_rate") or 0)
+    fields = {
+        "name": by_driver.get("name") or getattr(by_torch, "name", None),
+        "sm_count": by_driver.get("multiprocessor_count"),
+        "threads": getattr(by_torch, "max_threads_per_multi_processor", None),
+        "shared_bytes": getattr(by_torch, "shared_memory_per_multiprocessor", None),
+        "registers": by_driver.get("max_num_regs"),
+        "l2_bytes": getattr(by_torch, "L2_cache_size", None),
+        "clock": 1e3 * (by_driver.get("sm_clock_rate") or 0),
+        "bandwidth": transfers * (by_driver.get("mem_bus_width") or 0) / 8,
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+def torch_properties(driver: Any, index: Any) -> Any:
+    """Torch's, if the driver is one of Triton's own, which launch on GPUs; None for any other, which may have none."""
+    launches = type(driver.utils).__module__.startswith("triton.backends.")
+    return torch.cuda.get_device_properties(index) if launches and torch.cuda.is_available() else None
+
+
+def plausible(key: str, value: Any, base: Device) -> bool:
+    """Whether what a GPU tells is near enough to what is expected of it."""
+    if key in ("name", "sm_count"):
+        return True
+    expected = getattr(base, key)
+    return expected / PLAUSIBLE <= value <= expected * PLAUSIBLE
+
+
+def most_similar(arch: str, name: str = "", sm_count: int = 0) -> Device:
+    """The device of this architecture, or else of the newest older one of its maker, that has this name or SM count."""
     same_maker = [device for device in TABLE if device.arch[:3] == arch[:3]] or list(TABLE)
     older = [device for device in same_maker if (len(device.arch), device.arch) <= (len(arch), arch)]
-    return older[-1] if older else same_maker[0]
+    arch = (older[-1] if older else same_maker[0]).arch
+    rows = [device for device in TABLE if device.arch == arch]
+    return max(rows, key=lambda device: (named_by(device, name), device.sm_count == sm_count))
+
+
+def named_by(device: Device, name: str) -> int:
+    """How many words of a GPU's own name are the device's name; 0 if not all of these are among them."""
+    needed = words(device.name)
+    return len(needed) if set(needed) <= set(words(name)) else 0

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import Any, Literal, NamedTuple, get_args
+from contextlib import suppress
+from numbers import Number, Real
+from threading import Lock
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from . import aten, autograd, devices
+from . import aten, autograd, devices, selection
 from .backends import uses_kernels
+from .case import Case
 from .launch import dense, dense_strides, statistics_dtype, walkable
-from .plan import Case
+from .sample_case import SampleCase
 
 Activation = Literal["relu", "leaky_relu", "silu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+AnyCase = TypeVar("AnyCase", Case, SampleCase)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def batch_norm(
@@ -65,13 +70,13 @@ def batch_norm(
         merged). An empty input gives an empty output, and leaves running_mean and running_var alone.
 
     Raises:
-        TypeError: an argument that is not a tensor where one is needed.
+        TypeError: an argument that is not a tensor or a number where one is needed.
         NotImplementedError: an input dtype or layout other than those named.
         ValueError: eps out of its range; a correction that is neither 0 nor 1; one value a channel in training with
             correction 1; one running buffer without the other; an unknown activation; momentum None without
             num_batches_tracked.
-        RuntimeError: no such axis; a vector or residual of the wrong size, dtype or device; evaluation without running
-            buffers.
+        RuntimeError: no such axis; a vector or residual of the wrong size, dtype, layout or device; evaluation without
+            running buffers; a tensor of inference mode that the backward pass would need.
 
     Every error is raised before a buffer is touched.
     """
@@ -79,9 +84,13 @@ def batch_norm(
     try:
         if uses_kernels(input):
             key = (
-                devices.planned_for(), training, momentum.__class__, eps, axis, correction, activation,
-                negative_slope, form(input), form(weight), form(bias), form(running_mean),
-                form(running_var), form(residual), form(num_batches_tracked),
+                devices.planned_for(), selection.setting(), training, momentum.__class__, eps, axis, correction,
+                activation, negative_slope, form(input), form(weight), form(bias), form(running_mean),
+                form(running_var), form(residual),
+                None if num_batches_tracked is None else (
+                    num_batches_tracked.shape, num_batches_tracked.dtype, num_batches_tracked.device,
+                    num_batches_tracked.layout,
+                ),
                 None if momentum.__class__ is float or not isinstance(momentum, Tensor) else form(momentum),
             )  # fmt: skip
             case = _cases.get(key)
@@ -91,20 +100,21 @@ def batch_norm(
         given = Arguments(
             input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction,
             residual, activation, negative_slope, num_batches_tracked,
-        )  # fmt: skip
+        ).plain()  # fmt: skip
         check(given)
         if problem is not None:
             raise problem
         if input.numel() == 0 or not uses_kernels(input):
             return by_aten(given)
-        x = walkable(input, axis % input.dim())
+        x = walkable(input, given.axis % input.dim())
         if x is not input:
             return batch_norm(x, **{name: value for name, value in given._asdict().items() if name != "input"})
         if case is None:
-            case = _cases[key] = case_of(given)
+            case = remember(key, case_of(given))
     if not case.counts_elsewhere:
         state = running_mean, running_var, num_batches_tracked, momentum
         return autograd.batch_norm(case, input, weight, bias, residual, state)
+    check_counts(num_batches_tracked)
     if momentum is None:
         momentum = average_factor(num_batches_tracked, input)
     y = autograd.batch_norm(case, input, weight, bias, residual, (running_mean, running_var, None, momentum))
@@ -130,11 +140,32 @@ class Arguments(NamedTuple):
     negative_slope: float
     num_batches_tracked: Tensor | None
 
+    def plain(self) -> Arguments:
+        """The same with Python's own numbers."""
+        return self._replace(
+            eps=plain(float, self.eps),
+            axis=plain(int, self.axis),
+            correction=plain(int, self.correction),
+            negative_slope=plain(float, self.negative_slope),
+        )
 
-_cases: dict[tuple[Any, ...], Case] = {}
+
+def plain(kind: type, value: Any) -> Any:
+    """The int or float that the value equals, if it does: `_cases` cannot tell the two apart."""
+    if isinstance(value, Number):
+        with suppress(OverflowError, ValueError):  # no int is infinite or NaN
+            number = kind(value.real)
+            return number if number == value else value
+    return value
+
+
+_cases: dict[tuple[Any, ...], Case | SampleCase] = {}
 """By all that the checks and the plans depend on: what is found here was checked."""
 
 MOST_CASES = 4096
+
+_remembering = Lock()
+"""Held by the thread that changes `_cases`."""
 
 
 def form(tensor: Tensor | None) -> tuple[Any, ...] | None:
@@ -144,10 +175,17 @@ def form(tensor: Tensor | None) -> tuple[Any, ...] | None:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg()
 
 
+def remember(key: tuple[Any, ...], case: AnyCase) -> AnyCase:
+    """The case, to be found by its key from now on; the oldest make room."""
+    with _remembering:
+        while len(_cases) >= MOST_CASES:
+            del _cases[next(iter(_cases))]
+        _cases[key] = case
+    return case
+
+
 def case_of(given: Arguments) -> Case:
     """What all calls like this one have in common."""
-    while len(_cases) >= MOST_CASES:
-        _cases.pop(next(iter(_cases)), None)
     x, counter = given.input, given.num_batches_tracked
     counts_elsewhere = given.training and counter is not None and counter.device != x.device
     vectors = given.running_mean, given.running_var, given.weight, given.bias
@@ -166,7 +204,7 @@ def case_of(given: Arguments) -> Case:
         eps=float(given.eps),
         activation=given.activation,
         slope=float(given.negative_slope),
-        bias_dtype=None if given.bias is None else given.bias.dtype,
+        vectors=tuple(None if v is None else v.dtype for v in (*vectors, None if counts_elsewhere else counter)),
         dense=all(dense(v) is v and v.stride() == (1,) for v in vectors if v is not None),
     )
 
@@ -179,13 +217,16 @@ def average_factor(counter: Tensor, input: Tensor) -> Tensor:
 def by_aten(given: Arguments) -> Tensor:
     """The same by torch's own operations."""
     x, counter, momentum = given.input, given.num_batches_tracked, given.momentum
+    counts = given.training and counter is not None
+    if counts:
+        check_counts(counter)
     if momentum is None:
         momentum = average_factor(counter, x) if given.training else 0.0
     y = aten.fused(
         x, given.running_mean, given.running_var, given.weight, given.bias, given.training, momentum, float(given.eps),
         given.axis % max(1, x.dim()), given.correction, given.residual, given.activation, given.negative_slope,
     )  # fmt: skip
-    if given.training and counter is not None:
+    if counts:
         counter.add_(1)
     return y
 
@@ -211,10 +252,39 @@ def sample_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None
         ValueError: eps that is not positive.
         RuntimeError: an input without axes; a vector of the wrong size, dtype or device.
     """
-    check_sample(input, weight, bias, eps)
-    if input.numel() == 0 or not uses_kernels(input):
-        return aten.sample_norm(input, weight, bias, float(eps))
-    return autograd.sample_norm(input, weight, bias, float(eps))
+    case, problem = None, None
+    try:
+        if uses_kernels(input):
+            key = devices.planned_for(), selection.setting(), form(input), form(weight), form(bias)
+            case = _cases.get(key)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        problem = error  # as in batch_norm
+    if case is None or not eps > 0:
+        check_sample(input, weight, bias, eps)
+        if problem is not None:
+            raise problem
+        if input.numel() == 0 or not uses_kernels(input):
+            return aten.sample_norm(input, weight, bias, float(eps))
+        x = walkable(input, input.dim() - 1)
+        if x is not input:
+            return sample_norm(x, weight, bias, eps)
+        case = remember(key, sample_case_of(input, weight, bias))
+    return autograd.sample_norm(case, input, weight, bias, float(eps))
+
+
+def sample_case_of(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> SampleCase:
+    """What all calls like this one have in common."""
+    return SampleCase(
+        device=devices.current(x.device.index),
+        place=x.device,
+        shape=x.shape,
+        dtype=x.dtype,
+        x=x.stride(),
+        like=dense_strides(x),
+        weight=None if weight is None else weight.dtype,
+        bias=None if bias is None else bias.dtype,
+        dense=dense(weight) is weight and dense(bias) is bias,
+    )
 
 
 def check_input(function: str, input: Tensor) -> None:
@@ -250,6 +320,8 @@ def check_batch(
 ) -> None:
     """Raise what torch.nn.functional.batch_norm raises, before anything is computed or changed."""
     check_input("batch_norm", input)
+    if not isinstance(axis, int):
+        raise TypeError(f"batch_norm: expected axis to be an integer, got {type(axis).__name__}")
     if not -input.dim() <= axis < input.dim() and not (input.dim() == axis == 1 and input.numel() == 0):
         raise RuntimeError(f"batch_norm: expected input to have an axis {axis} of channels, got {tuple(input.shape)}")
     if not isinstance(eps, Real):
@@ -281,10 +353,10 @@ def check_batch(
             if name.startswith("running") and training and vector.stride(0) == 0 and channels > 1:
                 raise RuntimeError(f"batch_norm: expected {name} to have an element a channel, got an expanded tensor")
     if isinstance(momentum, Tensor):
-        if momentum.numel() != 1 or momentum.device != input.device:
+        if not is_number(momentum, DTYPES + INTEGERS) or momentum.device != input.device:
             raise RuntimeError(
                 f"batch_norm: expected momentum to be a number or a tensor of one element on {input.device}, "
-                f"got shape {tuple(momentum.shape)} on {momentum.device}"
+                f"got {described(momentum)} on {momentum.device}"
             )
     elif momentum is not None and not isinstance(momentum, Real):
         raise TypeError(f"batch_norm: expected momentum to be a number or a tensor, got {type(momentum).__name__}")
@@ -311,14 +383,22 @@ def check_epilogue(
         if given != expected:
             raise RuntimeError(f"batch_norm: expected residual like input, {expected}, got {given}")
     if num_batches_tracked is not None:
-        counts = num_batches_tracked.numel() == 1 and not num_batches_tracked.is_floating_point()
-        if not counts:
+        if not isinstance(num_batches_tracked, Tensor):
+            found = type(num_batches_tracked).__name__
+            raise TypeError(f"batch_norm: expected num_batches_tracked to be a Tensor or None, got {found}")
+        if not is_number(num_batches_tracked, INTEGERS):
             raise RuntimeError(
                 "batch_norm: expected num_batches_tracked to be an integer tensor of one element, "
-                f"got {num_batches_tracked.dtype} of shape {tuple(num_batches_tracked.shape)}"
+                f"got {described(num_batches_tracked)}"
             )
     elif momentum is None:
         raise ValueError("batch_norm: expected num_batches_tracked where momentum is None, got None")
+
+
+def check_counts(counter: Tensor) -> None:
+    """Raise unless torch lets this be counted up; the kernels need no leave."""
+    if counter.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError("batch_norm: expected num_batches_tracked to be no tensor of inference mode outside of it")
 
 
 def check_sample(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
@@ -333,6 +413,16 @@ def check_sample(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
             check_vector("sample_norm", name, vector, input, input.shape[-1])
 
 
+def is_number(tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether this is a single number of one of the dtypes."""
+    return tensor.numel() == 1 and tensor.dtype in dtypes and tensor.layout is torch.strided
+
+
+def described(tensor: Tensor) -> str:
+    """What messages say of a tensor that is no such number."""
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}, {tensor.layout}"
+
+
 def check_vector(function: str, name: str, vector: Tensor, input: Tensor, channels: int) -> None:
     """Raise unless this is a vector that the input's channels can use."""
     if not isinstance(vector, Tensor):
@@ -342,6 +432,8 @@ def check_vector(function: str, name: str, vector: Tensor, input: Tensor, channe
             f"{function}: expected {name} to contain {channels} elements, one a channel of input "
             f"{tuple(input.shape)}, got {vector.numel()} in shape {tuple(vector.shape)}"
         )
+    if vector.layout is not torch.strided:
+        raise RuntimeError(f"{function}: expected {name} to be strided, got {vector.layout}")
     if vector.device != input.device:
         raise RuntimeError(f"{function}: expected {name} on the input's device {input.device}, got {vector.device}")
     if vector.dtype != input.dtype and vector.dtype != torch.float32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 WIDEST_ALIGNMENT = 16
 FULL_ACCESS = 16
@@ -59,7 +60,7 @@ class Geometry:
     index_bits: int
     """32, or 64 where an offset or a count can pass 2^31."""
 
-    @property
+    @cached_property
     def outer_size(self) -> int:
         """How many runs of `inner` a channel has."""
         return math.prod(self.outer)
@@ -101,7 +102,7 @@ class Geometry:
             alignment = math.gcd(alignment, self.channels % channels * self.inner)
         return Fold(self.inner, channels, alignment)
 
-    @property
+    @cached_property
     def values(self) -> int:
         """How many elements a channel has."""
         return self.outer_size * self.inner

@@ -104,12 +104,22 @@ def steps(geometry: Geometry, residual_last: bool = False) -> tuple[int, ...]:
     return tuple(step for tensor in strides for step in tensor)
 
 
+Strides = tuple[int, ...]
+
 Kinds = tuple[torch.dtype | None, ...]
 
 
 def kinds(*tensors: Tensor | None) -> Kinds:
     """What a compiled kernel has to be told apart by beside the geometry: dtypes, and which of its tensors are None."""
     return tuple(None if tensor is None else tensor.dtype for tensor in tensors)
+
+
+class UnfitError(Exception):
+    """A plan's kernels cannot be compiled or launched, for the reason that is its cause; nothing was launched."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.config)
+        self.plan = plan
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,10 @@ class Plan:
     """Whether programs wait for such as may not have started yet."""
     sign_bytes: int = 0
     """Room for one bit an element."""
+    config: Any = None
+    """How the work is cut."""
     compiled: dict[Any, list[tuple[Any, ...]]] = field(default_factory=dict, compare=False)
-    """For each launch what `first_launch` returned, by driver, device and alignment."""
+    """What `prepare` returned, by driver, device and alignment."""
 
     @cached_property
     def specialized(self) -> tuple[int, ...]:
@@ -155,9 +167,10 @@ class Plan:
     def run(self, place: torch.device, *arguments: Tensor | float | None) -> None:
         """Launch the kernel, once or several times, on the tensors' device.
 
-        The first time through Triton, which may have to compile; after that what it compiled, which takes a tenth of
-        the time.
+        Triton compiles at the first time; what it compiled is launched without it, which takes a tenth of the time.
+        UnfitError where that, or the first launch of all, is not possible.
         """
+        launched = True
         try:
             if INTERPRETED:
                 for grid, keywords in self.launches:
@@ -175,26 +188,30 @@ class Plan:
             key = driver, device, odd % POINTER_ALIGNMENT and self.misaligned(arguments)
             ready = self.compiled.get(key)
             if ready is None:
-                self.compiled[key] = [self.first_launch(arguments, *launch) for launch in self.launches]
-                return
+                launched = False
+                ready = [self.prepare(arguments, *launch) for launch in self.launches]
             stream = driver.get_current_stream(device)
             for kernel, grid, run, handles, rest in ready:
                 if is_watched():
                     kernel[grid](*arguments, *rest, stream=stream)
                 else:
                     run(*grid, stream, *handles, None, None, None, *arguments, *rest)
-        except BaseException:
+                launched = True
+            self.compiled[key] = ready
+        except BaseException as error:
             counters.forget()
-            raise
+            if launched or not isinstance(error, Exception):
+                raise
+            raise UnfitError(self) from error
 
     def misaligned(self, arguments: tuple[Tensor | float | None, ...]) -> tuple[bool, ...]:
         """Which of the specialized tensors do not begin where the widest accesses can."""
         tensors = [arguments[position] for position in self.specialized]
         return tuple(t is not None and t.data_ptr() % POINTER_ALIGNMENT != 0 for t in tensors)
 
-    def first_launch(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> tuple[Any, ...]:
-        """Compile if need be, and launch; what it takes to launch again: the last is what follows the arguments."""
-        compiled = self.kernel[grid](*arguments, *self.sizes, **keywords)
+    def prepare(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> tuple[Any, ...]:
+        """What it takes to launch, compiled if need be; the last is what follows the arguments."""
+        compiled = self.kernel.warmup(*arguments, *self.sizes, grid=grid, **keywords)
         names = [p.name for p in self.kernel.params if p.is_constexpr and TAKES_CONSTEXPRS]
         rest = (*self.sizes, *(keywords[name] for name in names))
         return compiled, (*grid, 1, 1), compiled.run, (compiled.function, compiled.packed_metadata), rest

@@ -1,18 +1,19 @@
-"""Batch norm from tensors to launches: which kernel, in which phases, on which grid."""
+"""The passes of batch norm, from tensors to launches: forward, inference and backward."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import lru_cache
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import counters, devices
-from .configs import Config, Epilogue, Mode, Work, fitted, power_of_two, sign_group
-from .devices import Device
-from .geometry import Geometry, describe
+from . import scratch
+from .case import Case
+from .configs import Config, Epilogue, Mode, Work
+from .cutting import cut_keywords, cut_plan, packs
+from .geometry import describe
 from .kernels import (
     backward_kernel,
     forward_kernel,
@@ -20,86 +21,10 @@ from .kernels import (
     resident_backward_kernel,
     resident_forward_kernel,
 )
-from .kernels.exchange import SPACING
-from .launch import Plan, dense, statistics_dtype, steps, tile_keywords, walkable_beside
-from .space import choose
-
-Strides = tuple[int, ...]
+from .launch import Plan, Strides, UnfitError, dense, walkable_beside
 
 State = tuple[Tensor | None, Tensor | None, Tensor | None, float | Tensor | None]
 """running_mean and running_var (C,), num_batches_tracked (), and the batch's weight."""
-
-
-@dataclass(eq=False)
-class Case:
-    """All calls that differ in nothing but the contents of tensors: what they have in common, and their plans."""
-
-    device: Device
-    place: torch.device
-    """Where the tensors are."""
-    shape: torch.Size
-    dtype: torch.dtype
-    x: Strides
-    """How x lies."""
-    like: Strides
-    """How y, dx and dresidual lie."""
-    axis: int
-    training: bool
-    correction: int
-    cumulative: bool
-    """Whether a batch weighs as much as each one before it."""
-    counts_elsewhere: bool
-    """Whether batches are counted on another device."""
-    eps: float
-    activation: str | None
-    slope: float
-    bias_dtype: torch.dtype | None
-    dense: bool
-    """Whether all vectors lie as the kernels read them."""
-    plans: dict[Any, Plan] = field(default_factory=dict)
-
-    def plan(self, kind: Pass, *key: Any) -> Plan:
-        """The plan of this pass and key, made once for each share of the GPU in which programs may wait."""
-        plan = self.plans.get((counters.SHARE, kind, key)) or self.plan_for(counters.SHARE, kind, key)
-        return self.plan_for(counters.share(self.place), kind, key) if plan.waits else plan
-
-    def plan_for(self, share: int, kind: Pass, key: tuple[Any, ...]) -> Plan:
-        """The same for one share."""
-        plan = self.plans.get((share, kind, key))
-        if plan is None:
-            work = kind.work(self, *key)
-            config = fitted(choose(work, self.device, share), work.geometry, work.itemsize)
-            plan = self.plans[share, kind, key] = kind.plan(self, work, config, *key)
-        return plan
-
-    def __post_init__(self) -> None:
-        self.channels = self.shape[self.axis]
-        one = torch.empty((), dtype=statistics_dtype(self.dtype), device=self.place)
-        self.statistics = one.expand(2, self.channels)
-        """Of the form of mean and invstd; what is like it has memory of its own."""
-
-    def empty_vector(self, dtype: torch.dtype) -> Tensor:
-        """Room for a number a channel."""
-        return torch.empty_strided((self.channels,), (1,), dtype=dtype, device=self.place)
-
-    def form(self, *strides: Strides) -> tuple[Any, ...]:
-        """What forward and backward pass have to agree on for an element's sign to be found again."""
-        return form(self.shape, self.axis, self.dtype.itemsize, self.x, *strides, self.like)
-
-    def beside(self, x: Tensor, residual: Tensor | None, other: Strides) -> Tensor | None:
-        """The residual itself, unless walking it too would change how x is cut into rows, or is not possible."""
-        if residual is not None:
-            residual = walkable_beside(x, self.axis, residual)
-            if self.form(other, residual.stride()) != self.form(other):
-                residual = torch.empty_like(x).copy_(residual)
-        return residual
-
-
-@lru_cache(maxsize=4096)
-def form(shape: torch.Size, axis: int, itemsize: int, *strides: Strides) -> tuple[Any, ...]:
-    """How rows of the fast axis lie, whatever the strides between them."""
-    geometry = describe(shape, axis, *strides)
-    return geometry.channels_last, geometry.inner, geometry.fold(itemsize)
 
 
 def training_forward(
@@ -129,10 +54,14 @@ def training_forward(
     plan = case.plan(Forward, lies, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
-    plan.run(
-        case.place, x, y, residual, weight, bias, mean, var, average_factor, num_batches_tracked,
-        statistics, signs, partials, counts, number, case.eps, case.slope,
-    )  # fmt: skip
+    try:
+        plan.run(
+            case.place, x, y, residual, weight, bias, mean, var, average_factor, num_batches_tracked,
+            statistics, signs, partials, counts, number, case.eps, case.slope,
+        )  # fmt: skip
+    except UnfitError as failure:
+        with case.without(failure, Forward, lies, keeps_signs):
+            return training_forward(case, x, weight, bias, residual, state, keeps_signs)
     if not case.dense:
         for original, updated in ((running_mean, mean), (running_var, var)):
             if original is not updated:
@@ -161,7 +90,11 @@ def inference(
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
     plan = case.plan(Inference, lies, keeps_statistics, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
-    plan.run(x.device, x, y, residual, weight, bias, mean, var, statistics, signs, case.eps, case.slope)
+    try:
+        plan.run(case.place, x, y, residual, weight, bias, mean, var, statistics, signs, case.eps, case.slope)
+    except UnfitError as failure:
+        with case.without(failure, Inference, lies, keeps_statistics, keeps_signs):
+            return inference(case, x, weight, bias, residual, state, keeps_statistics, keeps_signs)
     return y, statistics, signs
 
 
@@ -192,10 +125,14 @@ def backward(
     given = signs is not None, dx is not None, dresidual is not None, dweight is not None, dbias is not None
     plan = case.plan(Backward, dy.stride(), lies, *given)
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
-    plan.run(
-        case.place, x, dy, dx, dresidual, residual, signs, weight, bias, statistics, dweight, dbias,
-        partials, counts, case.slope,
-    )  # fmt: skip
+    try:
+        plan.run(
+            case.place, x, dy, dx, dresidual, residual, signs, weight, bias, statistics, dweight, dbias,
+            partials, counts, case.slope,
+        )  # fmt: skip
+    except UnfitError as failure:
+        with case.without(failure, Backward, dy.stride(), lies, *given):
+            backward(case, x, dy, weight, bias, statistics, residual, signs, dx, dresidual, dweight, dbias)
 
 
 SPLIT_FORWARD = [{"PHASE": "statistics"}, {"PHASE": "normalize"}]
@@ -222,6 +159,19 @@ class Forward:
         phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
         return cut_plan(forward_kernel, work, config, keywords, phases)
 
+    @staticmethod
+    def trial(case: Case, residual: Strides | None, keeps_signs: bool) -> Callable[[Plan], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+        fixed, x, beside = copy.copy(case), scratch.like(case, case.x), scratch.like(case, residual)
+        mean, var, weight, bias, counter = scratch.vectors(case)
+        state = mean, var, counter, None if case.cumulative else 0.1
+
+        def run(plan: Plan) -> None:
+            fixed.plan = lambda *_: plan
+            training_forward(fixed, x, weight, bias, beside, state, keeps_signs)
+
+        return run
+
 
 class Inference:
     """A forward pass with given statistics, in one launch."""
@@ -239,6 +189,20 @@ class Inference:
         keywords = cut_keywords(work, config, case)
         del keywords["BLOCK_K"]
         return cut_plan(inference_kernel, work, config, keywords, [{}])
+
+    @staticmethod
+    def trial(
+        case: Case, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool
+    ) -> Callable[[Plan], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+        fixed, x, beside = copy.copy(case), scratch.like(case, case.x), scratch.like(case, residual)
+        mean, var, weight, bias, _ = scratch.vectors(case)
+
+        def run(plan: Plan) -> None:
+            fixed.plan = lambda *_: plan
+            inference(fixed, x, weight, bias, beside, (mean, var, None, None), keeps_statistics, keeps_signs)
+
+        return run
 
 
 class Backward:
@@ -271,8 +235,37 @@ class Backward:
         keywords |= {"TRAINING": case.training, "STAGES": config.stages}
         return cut_plan(backward_kernel, work, config, keywords, phases, exchanges=work.mode != "inference")
 
+    @staticmethod
+    def trial(
+        case: Case,
+        dy: Strides,
+        residual: Strides | None,
+        signs: bool,
+        dx: bool,
+        dresidual: bool,
+        dweight: bool,
+        dbias: bool,
+    ) -> Callable[[Plan], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+        fixed, x, gradient = copy.copy(case), scratch.like(case, case.x), scratch.like(case, dy)
+        beside, dx_of, dresidual_of = (
+            scratch.like(case, strides)
+            for strides in (residual, case.like if dx else None, case.like if dresidual else None)
+        )
+        _, _, weight, bias, _ = scratch.vectors(case)
+        statistics = torch.ones_like(case.statistics)
+        dweight_of = torch.empty_like(weight) if dweight else None
+        dbias_of = torch.empty_like(bias) if dbias else None
+        shift = None if signs or case.activation is None else bias
 
-Pass = type[Forward] | type[Inference] | type[Backward]
+        def run(plan: Plan) -> None:
+            fixed.plan = lambda *_: plan
+            bits = plan.signs(x) if signs else None
+            backward(
+                fixed, x, gradient, weight, shift, statistics, beside, bits, dx_of, dresidual_of, dweight_of, dbias_of
+            )
+
+        return run
 
 
 def work_of(case: Case, mode: Mode, residual: Strides | None, *strides: Strides) -> Work:
@@ -287,85 +280,3 @@ def epilogue_of(mode: Mode, activation: str | None, has_residual: bool) -> Epilo
         return "value"
     beside = has_residual if mode in ("forward", "inference") else activation is not None
     return "sign" if beside else "none"
-
-
-def cut_keywords(work: Work, config: Config, case: Case) -> dict[str, Any]:
-    """The constexprs and launch options that follow from how the work is cut."""
-    geometry, itemsize = work.geometry, work.itemsize
-    keywords = tile_keywords(geometry, config, case.dtype)
-    fold = geometry.fold(itemsize)
-    keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
-    keywords["BLOCK_K"] = power_of_two(config.chunks(geometry))
-    if fold:
-        keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment, "MASK_I": fold.run != config.block_i}
-        if geometry.channels_last:
-            keywords |= {"MASK_C": False, "MASK_O": geometry.values % (fold.lanes * config.block_o) != 0}
-    if config.registers and not devices.INTERPRETED:
-        keywords |= register_cap(config.registers, case.device)
-    if config.at_once and not devices.INTERPRETED:
-        keywords["launch_cooperative_grid"] = True
-    return keywords
-
-
-def register_cap(registers: int, device: Device) -> dict[str, int]:
-    """The launch option that keeps a thread to so many registers; AMD's compilers are told how many waves must fit."""
-    if device.backend == "cuda":
-        return {"maxnreg": registers}
-    return {"waves_per_eu": max(1, device.registers // 4 // device.warp_size // registers)}
-
-
-def sign_bytes(geometry: Geometry, config: Config, itemsize: int) -> int:
-    """Bytes that the signs of all elements take: rows of the fast axis, each beginning with a byte of its own."""
-    bits = sign_group(geometry, itemsize)
-    if fold := geometry.fold(itemsize):
-        blocks = 1 if geometry.channels_last else config.channel_blocks(geometry)
-        return blocks * -(-geometry.values // fold.lanes) * -(-fold.run // bits)
-    fast = geometry.channels if geometry.channels_last else geometry.inner
-    return geometry.channels * geometry.values // fast * -(-fast // bits)
-
-
-def packs(config: Config, case: Case) -> bool:
-    """Whether a resident tile is kept packed: an instruction of CUDA's, for values of 16 bits."""
-    return config.packed and case.dtype.itemsize == 2 and case.device.backend == "cuda" and not devices.INTERPRETED
-
-
-def cut_plan(
-    kernel: Any,
-    work: Work,
-    config: Config,
-    keywords: dict[str, Any],
-    phases: list[dict[str, str]],
-    exchanges: bool = True,
-    always_counts: bool = False,
-) -> Plan:
-    """One launch for each phase, over all chunks of all blocks."""
-    geometry = work.geometry
-    blocks, chunks = config.channel_blocks(geometry), config.chunks(geometry)
-    padded = power_of_two(chunks)
-    programs = blocks * chunks
-    if phases[0].get("PHASE") == "dataflow":
-        programs = 2 * chunks * config.window * -(-blocks // config.window)
-    if config.at_once:
-        programs = config.at_once
-    resident = kernel in (resident_forward_kernel, resident_backward_kernel)
-    numbers = 3 * padded if kernel in (forward_kernel, resident_forward_kernel) else 2 * (padded + 1)
-    exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
-    return Plan(
-        kernel=kernel,
-        sizes=(
-            geometry.channels,
-            geometry.outer_size,
-            *geometry.outer[1:],
-            geometry.inner,
-            blocks,
-            chunks,
-            config.tiles_per_chunk,
-            config.window,
-            *steps(geometry, residual_last=True),
-        ),
-        launches=tuple(((programs,), keywords | phase) for phase in phases),
-        partials=(geometry.channels * numbers,) if exchanges else (),
-        counted=SPACING.value * (2 + blocks) + blocks * padded if exchanges or always_counts else 0,
-        waits=resident and chunks > 1 and not config.at_once,
-        sign_bytes=sign_bytes(geometry, config, work.itemsize),
-    )

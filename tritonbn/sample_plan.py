@@ -1,16 +1,18 @@
-"""Sample norm from tensors to launches: kernels for rows that a tile holds, and for longer ones."""
+"""The passes of sample norm, from tensors to launches: kernels for rows that a tile holds, and for longer ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .configs import power_of_two
-from .geometry import Geometry, describe
+from . import scratch
+from .configs import Work, power_of_two
+from .geometry import Geometry
 from .kernels import (
     sample_columns_kernel,
     sample_gradients_kernel,
@@ -18,27 +20,45 @@ from .kernels import (
     sample_row_sums_kernel,
     sample_short_forward_kernel,
 )
-from .launch import Kinds, Plan, dense, dense_strides, kinds, statistics_dtype, steps, tile_keywords, walkable_beside
-from .sample_configs import MERGED_COLUMNS, MERGED_RUNS, SampleConfig, sample_heuristic
+from .launch import Plan, Strides, UnfitError, dense, steps, tile_keywords, walkable_beside
+from .sample_case import SampleCase
+from .sample_configs import MERGE_WARPS, MERGED_COLUMNS, MERGED_RUNS, SampleConfig
 
 
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keep_statistics: bool
+    case: SampleCase, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keeps_statistics: bool
 ) -> tuple[Tensor, Tensor | None]:
     """y like x, and if a backward pass may follow the statistics (2, rows): mean and sigma, in the order of y."""
-    y = torch.empty_like(x)
-    statistics = None
-    if keep_statistics:
-        statistics = x.new_empty((2, x.numel() // x.shape[-1]), dtype=statistics_dtype(x.dtype))
-    plan = cached_forward(x.dtype, kinds(weight, bias, statistics), x.shape, x.stride(), y.stride())
-    arguments = [x, y, dense(weight), dense(bias), statistics]
+    plan = case.plan(Forward, keeps_statistics)
+    try:
+        return launch_forward(plan, case, x, weight, bias, eps, keeps_statistics)
+    except UnfitError as failure:
+        with case.without(failure, Forward, keeps_statistics):
+            return forward(case, x, weight, bias, eps, keeps_statistics)
+
+
+def launch_forward(
+    plan: Plan,
+    case: SampleCase,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    keeps_statistics: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The same by this plan."""
+    y, statistics = torch.empty_like(x), torch.empty_like(case.statistics) if keeps_statistics else None
+    if not case.dense:
+        weight, bias = dense(weight), dense(bias)
     if plan.kernel is sample_long_forward_kernel:
-        arguments.append(plan.workspace(x) if plan.partials else None)
-    plan.run(x.device, *arguments, eps)
+        plan.run(case.place, x, y, weight, bias, statistics, plan.workspace(x), eps)
+    else:
+        plan.run(case.place, x, y, weight, bias, statistics, eps)
     return y, statistics
 
 
 def backward(
+    case: SampleCase,
     x: Tensor,
     dy: Tensor,
     weight: Tensor | None,
@@ -49,39 +69,75 @@ def backward(
     dbias: Tensor | None,
 ) -> None:
     """Fill those of the gradients that are given."""
-    dy, weight = walkable_beside(x, x.dim() - 1, dy), dense(weight)
-    dx_strides = dense_strides(x) if dx is None else dx.stride()
-    given = kinds(weight, dx, dweight, dbias)
-    plan = cached_backward(x.dtype, given, x.shape, x.stride(), dy.stride(), dx_strides)
-    sums_columns = dweight is not None or dbias is not None
-    column_sums = plan.gradients.workspace(x) if sums_columns else None
-    row_sums = None
-    if plan.row_sums is not None and dx is not None:
+    dy = walkable_beside(x, case.axis, dy)
+    key = dy.stride(), dx is not None, dweight is not None, dbias is not None
+    plan = case.plan(Backward, *key)
+    try:
+        launch_backward(plan, case, x, dy, weight, statistics, eps, dx, dweight, dbias)
+    except UnfitError as failure:
+        with case.without(failure, Backward, *key):
+            backward(case, x, dy, weight, statistics, eps, dx, dweight, dbias)
+
+
+def launch_backward(
+    plan: BackwardPlan,
+    case: SampleCase,
+    x: Tensor,
+    dy: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    eps: float,
+    dx: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+) -> None:
+    """The same by this plan, which may be run again after a part of it."""
+    weight, row_sums, column_sums = dense(weight), None, None
+    if plan.row_sums is not None:
         row_sums = plan.row_sums.workspace(x)
-        plan.row_sums.run(x.device, x, dy, weight, statistics, row_sums, eps)
-    plan.gradients.run(x.device, x, dy, dx, weight, statistics, row_sums, column_sums, eps)
-    if sums_columns:
-        plan.columns.run(x.device, column_sums, dweight, dbias)
+        plan.row_sums.run(case.place, x, dy, weight, statistics, row_sums, eps)
+    if plan.columns is not None:
+        column_sums = plan.gradients.workspace(x)
+    plan.gradients.run(case.place, x, dy, dx, weight, statistics, row_sums, column_sums, eps)
+    if plan.columns is not None:
+        plan.columns.run(case.place, column_sums, dweight, dbias)
 
 
-@lru_cache(maxsize=4096)
-def cached_forward(dtype: torch.dtype, given: Kinds, shape: torch.Size, *strides: tuple[int, ...]) -> Plan:
-    """One launch, or two where several programs share a row."""
-    geometry = describe(shape, len(shape) - 1, *strides)
-    config = sample_heuristic(geometry, dtype.itemsize, "forward")
-    keywords = tile_keywords(geometry, config, dtype)
-    chunks, runs = config.chunks(geometry), config.runs(geometry)
-    if config.holds_rows(geometry):
-        sizes = (*row_sizes(geometry), config.run_tiles, *steps(geometry))
-        return Plan(sample_short_forward_kernel, sizes, (((runs,), keywords),))
-    keywords["BLOCK_K"] = power_of_two(chunks)
-    phases = ("both",) if chunks == 1 else ("statistics", "normalize")
-    return Plan(
-        sample_long_forward_kernel,
-        (*row_sizes(geometry), chunks, config.chunk_tiles, config.run_tiles, *steps(geometry)),
-        tuple(((runs * chunks,), keywords | {"PHASE": phase}) for phase in phases),
-        partials=() if chunks == 1 else (chunks, 2, geometry.values),
-    )
+class Forward:
+    """A forward pass, with statistics for a backward pass or without."""
+
+    @staticmethod
+    def work(case: SampleCase, keeps_statistics: bool) -> Work:
+        """What a config is chosen for."""
+        return case.work("sample_forward", case.x, case.like)
+
+    @staticmethod
+    def plan(case: SampleCase, work: Work, config: SampleConfig, keeps_statistics: bool) -> Plan:
+        """One launch, or two where several programs share a row."""
+        geometry, keywords = work.geometry, tile_keywords(work.geometry, config, case.dtype)
+        chunks, runs = config.chunks(geometry), config.runs(geometry)
+        if config.strategy == "short":
+            sizes = (*row_sizes(geometry), config.run_tiles, *steps(geometry))
+            return Plan(sample_short_forward_kernel, sizes, (((runs,), keywords),), config=config)
+        keywords["BLOCK_K"] = power_of_two(chunks)
+        phases = ("both",) if chunks == 1 else ("statistics", "normalize")
+        return Plan(
+            sample_long_forward_kernel,
+            (*row_sizes(geometry), chunks, config.chunk_tiles, config.run_tiles, *steps(geometry)),
+            tuple(((runs * chunks,), keywords | {"PHASE": phase}) for phase in phases),
+            partials=() if chunks == 1 else (chunks, 2, geometry.values),
+            config=config,
+        )
+
+    @staticmethod
+    def trial(case: SampleCase, keeps_statistics: bool) -> Callable[[Plan], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+        x, weight, bias = scratch.like(case, case.x), *ones(case)
+
+        def run(plan: Plan) -> None:
+            launch_forward(plan, case, x, weight, bias, 1e-3, keeps_statistics)
+
+        return run
 
 
 @dataclass(frozen=True)
@@ -90,45 +146,80 @@ class BackwardPlan:
 
     row_sums: Plan | None
     gradients: Plan
-    columns: Plan
+    columns: Plan | None
+    waits: ClassVar[bool] = False
+    """No program waits for another."""
 
 
-@lru_cache(maxsize=4096)
-def cached_backward(dtype: torch.dtype, given: Kinds, shape: torch.Size, *strides: tuple[int, ...]) -> BackwardPlan:
-    """Up to three launches."""
-    geometry = describe(shape, len(shape) - 1, *strides)
-    config = sample_heuristic(geometry, dtype.itemsize, "backward")
-    keywords = tile_keywords(geometry, config, dtype)
-    chunks, runs = config.chunks(geometry), config.runs(geometry)
-    row_sums = Plan(
-        sample_row_sums_kernel,
-        (*row_sizes(geometry), chunks, config.chunk_tiles, config.run_tiles, *steps(geometry)),
-        (((runs * chunks,), keywords),),
-        partials=(chunks, 2, geometry.values),
-    )
-    gradients = Plan(
-        sample_gradients_kernel,
-        (*row_sizes(geometry), chunks, config.run_tiles, *steps(geometry)),
-        (((runs * config.column_tiles(geometry),), keywords | {"BLOCK_K": power_of_two(chunks)}),),
-        partials=(runs, 2, geometry.channels),
-    )
-    columns = columns_plan(geometry, config, dtype)
-    return BackwardPlan(None if config.holds_rows(geometry) else row_sums, gradients, columns)
+class Backward:
+    """A backward pass for a dy that lies so, and for those gradients that are wanted."""
+
+    @staticmethod
+    def work(case: SampleCase, dy: Strides, dx: bool, dweight: bool, dbias: bool) -> Work:
+        """What a config is chosen for."""
+        return case.work("sample_backward", case.x, dy, case.like)
+
+    @staticmethod
+    def plan(
+        case: SampleCase, work: Work, config: SampleConfig, dy: Strides, dx: bool, dweight: bool, dbias: bool
+    ) -> BackwardPlan:
+        """Up to three launches."""
+        geometry, keywords = work.geometry, tile_keywords(work.geometry, config, case.dtype)
+        chunks, runs = config.chunks(geometry), config.runs(geometry)
+        row_sums = Plan(
+            sample_row_sums_kernel,
+            (*row_sizes(geometry), chunks, config.chunk_tiles, config.run_tiles, *steps(geometry)),
+            (((runs * chunks,), keywords),),
+            partials=(chunks, 2, geometry.values),
+            config=config,
+        )
+        gradients = Plan(
+            sample_gradients_kernel,
+            (*row_sizes(geometry), chunks, config.run_tiles, *steps(geometry)),
+            (((runs * config.column_tiles(geometry),), keywords | {"BLOCK_K": power_of_two(chunks)}),),
+            partials=(runs, 2, geometry.channels),
+            config=config,
+        )
+        return BackwardPlan(
+            row_sums if config.strategy == "long" and dx else None,
+            gradients,
+            columns_plan(geometry, config, keywords["ACCUMULATOR"]) if dweight or dbias else None,
+        )
+
+    @staticmethod
+    def trial(case: SampleCase, dy: Strides, dx: bool, dweight: bool, dbias: bool) -> Callable[[BackwardPlan], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+        x, gradient, weight = scratch.like(case, case.x), scratch.like(case, dy), ones(case)[0]
+        statistics = torch.ones_like(case.statistics)
+        dx_of = scratch.like(case, case.like) if dx else None
+        dweight_of = case.vector(case.weight) if dweight else None
+        dbias_of = case.vector(case.bias) if dbias else None
+
+        def run(plan: BackwardPlan) -> None:
+            launch_backward(plan, case, x, gradient, weight, statistics, 1e-3, dx_of, dweight_of, dbias_of)
+
+        return run
 
 
-def columns_plan(geometry: Geometry, config: SampleConfig, dtype: torch.dtype) -> Plan:
+def columns_plan(geometry: Geometry, config: SampleConfig, accumulator: Any) -> Plan:
     """One launch that adds up what the runs left of every column."""
     keywords = {
-        "ACCUMULATOR": tile_keywords(geometry, config, dtype)["ACCUMULATOR"],
+        "ACCUMULATOR": accumulator,
         "BLOCK_C": MERGED_COLUMNS,
         "BLOCK_K": min(MERGED_RUNS, power_of_two(config.runs(geometry))),
-        "num_warps": 4,
+        "num_warps": MERGE_WARPS,
         "enable_fp_fusion": True,
     }
     grid = (ceil(geometry.channels / MERGED_COLUMNS),)
-    return Plan(sample_columns_kernel, (geometry.channels, config.runs(geometry)), ((grid, keywords),))
+    return Plan(sample_columns_kernel, (geometry.channels, config.runs(geometry)), ((grid, keywords),), config=config)
 
 
 def row_sizes(geometry: Geometry) -> tuple[int, ...]:
     """The sizes with which every kernel of rows begins."""
     return (geometry.channels, geometry.outer_size, *geometry.outer[1:], geometry.inner)
+
+
+def ones(case: SampleCase) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias, as far as the case has them."""
+    weight, bias = case.vector(case.weight), case.vector(case.bias)
+    return weight if weight is None else weight.fill_(1), bias if bias is None else bias.fill_(1)

@@ -35,25 +35,24 @@ class Space:
     """Of what is not resident."""
     stages: tuple[int, ...] = (1,)
     """Of what is not resident."""
-    windows: tuple[int, ...] = (1,)
-    """Of a dataflow, in the number of blocks that fill the GPU."""
+    packed: tuple[bool, ...] = (True, False)
+    """Of what is resident, in 16 bits on CUDA."""
 
 
 ALL: tuple[Strategy, ...] = ("resident", "dataflow", "split")
 FEW, MANY = (8, 16, 32), (16, 32, 64)
 CHUNKS = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
 STAGES = (1, 3)
-WINDOWS = (1, 2)
 
 SPACES: dict[tuple[Mode, Layout], Space] = {
-    ("forward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES, windows=WINDOWS),
-    ("forward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES, windows=WINDOWS),
+    ("forward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("forward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("forward", "rows"): Space(ALL, held=MANY, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("inference", "planes"): Space(("split",), tiles_per_chunk=CHUNKS[:4]),
     ("inference", "runs"): Space(("split",), tiles_per_chunk=CHUNKS[:4]),
     ("inference", "rows"): Space(("split",), tiles_per_chunk=CHUNKS[:4]),
-    ("backward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES, windows=WINDOWS),
-    ("backward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES, windows=WINDOWS),
+    ("backward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("backward", "rows"): Space(ALL, held=MANY, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("sums", "planes"): Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
     ("sums", "runs"): Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
@@ -87,26 +86,28 @@ SAFE_WARPS, SAFE_ELEMENTS = 4, 8
 
 def choose(work: Work, device: Device, share: int) -> Config:
     """The config of least modelled time; ties go to the first. For `share` see waits_safely."""
-    return min(space(work, device, share), key=lambda config: modelled_time(work, config, device))
+    candidates = space(work, device, share)
+    best = min(candidates, key=lambda config: modelled_time(work, config, device), default=None)
+    return best or conservative(work, device)
 
 
 def space(work: Work, device: Device, share: int) -> Iterator[Config]:
-    """Every config worth considering that may run, and one that is safe."""
+    """Every config worth considering that may run."""
     found = SPACES[work.mode, layout(work)]
     if "resident" in found.strategies:
         for config in with_warps(work, device, found, found.held):
             small = config.elements < LEAST_WARPS * device.warp_size * found.held[0]
             if config.elements <= MOST_HELD and (config.num_warps >= LEAST_WARPS or small):
-                yield from valid(work, replace(config, strategy="resident"), device, share)
+                for packed in found.packed if work.itemsize == 2 and device.backend == "cuda" else (False,):
+                    yield from valid(work, replace(config, strategy="resident", packed=packed), device, share)
     for config in with_warps(work, device, found, found.streamed):
         for cut in streamed(work, config, found):
             yield from valid(work, cut, device, share)
-    yield conservative(work, device)
 
 
 def layout(work: Work) -> Layout:
     """How the tensors lie."""
-    if work.geometry.fold(work.itemsize):
+    if work.fold:
         return "runs"
     return "rows" if work.geometry.channels_last else "planes"
 
@@ -127,22 +128,16 @@ def streamed(work: Work, config: Config, found: Space) -> Iterator[Config]:
             return
         for stages in found.stages if tiles_per_chunk > 1 else found.stages[:1]:
             cut = replace(config, tiles_per_chunk=tiles_per_chunk, stages=stages)
-            if "dataflow" in found.strategies:
-                for window in found.windows:
-                    yield replace(cut, strategy="dataflow", window=window)
-            yield cut
+            for strategy in found.strategies:
+                if strategy != "resident":
+                    yield replace(cut, strategy=strategy)
 
 
 def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Config]:
-    """The config with what follows from the device, or nothing if it must not run there.
-
-    A dataflow's window is given in the number of blocks that fill the GPU, and returned as the number of blocks.
-    """
+    """The config with what follows from the device and the sizes, or nothing if it must not run there."""
     geometry = work.geometry
     if config.stages > 1 and not pipelines(device):
         return
-    if config.strategy == "resident":
-        config = replace(config, packed=work.itemsize == 2 and device.backend == "cuda")
     registers = registers_needed(work, config, device)
     per_sm, chunks = places(work, config, registers, device), config.chunks(geometry)
     if registers > MOST_REGISTERS or per_sm == 0:
@@ -151,7 +146,7 @@ def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Co
     if merges and power_of_two(chunks) * config.block_c > MOST_MERGED:
         return
     if config.strategy == "dataflow":
-        window = config.window * math.ceil(device.sm_count * per_sm / chunks)
+        window = math.ceil(device.sm_count * per_sm / chunks)
         yield replace(config, window=max(1, min(config.channel_blocks(geometry), window)))
     elif config.strategy == "split":
         yield config

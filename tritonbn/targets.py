@@ -1,58 +1,36 @@
-"""Compile the kernels for any GPU without having one, and read what the compiler made of them."""
+"""Compile the kernels for any GPU without having one, here or in other processes."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import subprocess
-from collections import Counter
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from multiprocessing import get_context, parent_process
+from queue import SimpleQueue
+from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.runtime.cache import get_cache_manager
 
 from .backends import backend
+from .devices import architecture, find, most_similar
 from .devices import assume as assume
 from .launch import INTERPRETED
-
-NAMES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950", "gfx1100")
-"""Architectures that are tried in tests; target() takes others of these families too."""
-
-SHARED_BYTES = {"cuda": {75: 65536, 80: 166912, 90: 232448, 100: 232448}, "hip": {"gfx950": 163840}}
-"""Shared memory that one program can have, where it is not LEAST_SHARED_BYTES."""
-
-LEAST_SHARED_BYTES = {"cuda": 101376, "hip": 65536}
-
-SASS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
-"""Access width by the suffix of an NVIDIA instruction; 4 without one."""
-
-AMD_BYTES = {"dwordx4": 16, "b128": 16, "dwordx3": 12, "b96": 12, "dwordx2": 8, "b64": 8, "dword": 4, "b32": 4}
-"""Access width by the last word of an AMD instruction; 1 where it speaks of bytes, else 2."""
+from .machine_code import Resources, code, read_resources
+from .machine_code import occupancy as occupancy
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
-
-@dataclass(frozen=True)
-class Resources:
-    """What one compiled kernel needs, read from its machine code."""
-
-    registers: int
-    """Vector registers a thread."""
-    spills: int
-    """Bytes a thread that do not fit into registers."""
-    shared: int
-    """Bytes of shared memory a program."""
-    loads: dict[int, int]
-    """Load instructions from global memory, by bytes a thread and access."""
-    stores: dict[int, int]
-    """Store instructions to global memory, by bytes a thread and access."""
+_starting = Lock()
+"""Held while the environment is that of a process which is started."""
 
 
 @dataclass(slots=True)
@@ -102,21 +80,26 @@ class Launch:
 
 
 def target(name: str) -> GPUTarget:
-    """The compiler's description of an architecture such as "sm_90" or "gfx942"; ValueError for any other name."""
-    if match := re.fullmatch(r"sm_(\d+)", name):
+    """The compiler's description of an architecture such as "sm_90", or of that of a GPU of the table such as "H100".
+
+    ValueError for any other name.
+    """
+    device = find(name)
+    arch = device.arch if device else name
+    if match := re.fullmatch(r"sm_(\d+)a?", arch):
         return GPUTarget("cuda", int(match[1]), 32)
-    if match := re.fullmatch(r"gfx(9|1)[0-9a-f]+", name):
-        return GPUTarget("hip", name, 64 if match[1] == "9" else 32)
-    raise ValueError(f"expected a GPU architecture like sm_90 or gfx942, got {name!r}")
+    if match := re.fullmatch(r"gfx(9|1)[0-9a-f]+", arch):
+        return GPUTarget("hip", arch, 64 if match[1] == "9" else 32)
+    raise ValueError(f"expected a GPU architecture like sm_90 or gfx942, got {name!r}; GPUs are those of devices.TABLE")
 
 
 @contextmanager
 def compiling_for(name: str) -> Iterator[list[Launch]]:
     """Inside, everything that is launched through Triton is compiled for `name` and listed, and nothing runs.
 
-    The backend is "triton" there, and tensors may be on the meta device, since nobody reads them. Changes the process's
-    active Triton driver, so it is not for several threads at once. RuntimeError under TRITON_INTERPRET=1, where nothing
-    can be compiled.
+    Plans are for the GPU of that name, or for the table's first one of that architecture. The backend is "triton", and
+    tensors may be on the meta device, since nobody reads them. Changes the process's active Triton driver, so it is not
+    for several threads at once. RuntimeError under TRITON_INTERPRET=1, where nothing can be compiled.
     """
     if INTERPRETED:
         raise RuntimeError("expected a process without TRITON_INTERPRET=1, under which Triton compiles nothing")
@@ -136,7 +119,7 @@ def compiling_for(name: str) -> Iterator[list[Launch]]:
 
 @lru_cache
 def compiling_driver(name: str) -> CompilingDriver:
-    """One for each architecture: a compiled kernel keeps the launcher that it got first."""
+    """One for each name: a compiled kernel keeps the launcher that it got first."""
     return CompilingDriver(name)
 
 
@@ -146,6 +129,7 @@ class CompilingDriver:
     def __init__(self, name: str) -> None:
         self.name = name
         self.target = target(name)
+        self.device = find(name) or most_similar(architecture(self.target))
         self.launches: list[Launch] = []
         self.utils = SimpleNamespace(
             load_binary=self.load_binary,
@@ -158,18 +142,17 @@ class CompilingDriver:
         return self.target
 
     def get_current_device(self) -> str:
-        """Triton keeps compiled kernels by device: each architecture is one."""
+        """Triton keeps compiled kernels by device: each name is one."""
         return f"compiling for {self.name}"
 
     def get_current_stream(self, device: str) -> int:
         """There is but one."""
         return 0
 
-    def get_device_properties(self, device: str) -> dict[str, int]:
-        """What Triton asks of a device before it launches."""
-        backend = self.target.backend
-        most = SHARED_BYTES[backend].get(self.target.arch, LEAST_SHARED_BYTES[backend])
-        return {"max_shared_mem": most}
+    def get_device_properties(self, device: str) -> dict[str, Any]:
+        """What is asked of a device before a launch: here the most similar one of the table answers."""
+        most = self.device.shared_bytes - self.device.reserved_shared
+        return {"max_shared_mem": most, "name": self.device.name}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[Any, ...]:
         """Module, function, registers, spills, and most threads a program: as much as Triton's version unpacks."""
@@ -186,69 +169,114 @@ class CompilingDriver:
         return launch
 
 
-def code(key: str, kernel: str, kind: str) -> str | bytes:
-    """One stage of a compilation, from Triton's cache on disk."""
-    files = get_cache_manager(key).get_group(f"{kernel}.json") or {}
-    path = files.get(f"{kernel}.{kind}")
-    if path is None:
-        raise KeyError(f"expected one of {sorted(files)}, got {kind!r}")
-    return Path(path).read_bytes() if kind in ("cubin", "hsaco") else Path(path).read_text()
+@dataclass(frozen=True)
+class Job:
+    """Something to compile in another process."""
+
+    target: str
+    """As compiling_for() takes it."""
+    function: Callable[..., Any]
+    """Launches kernels; another process must be able to import it."""
+    arguments: tuple[Any, ...] = ()
 
 
-@lru_cache(maxsize=1024)
-def read_resources(key: str, kernel: str) -> Resources:
-    """Registers, spills, shared memory and access widths of a compiled kernel."""
-    files = get_cache_manager(key).get_group(f"{kernel}.json")
-    shared = json.loads(Path(files[f"{kernel}.json"]).read_text())["shared"]
-    if f"{kernel}.cubin" in files:
-        return read_sass(files[f"{kernel}.cubin"], shared)
-    return read_amdgcn(Path(files[f"{kernel}.amdgcn"]).read_text(), shared)
+@dataclass(frozen=True)
+class Compiled:
+    """One launch of a job."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    num_warps: int
+    resources: Resources
+
+    @classmethod
+    def of(cls, launch: Launch) -> Compiled:
+        """What can be sent to another process."""
+        return cls(launch.kernel, launch.grid, launch.num_warps, launch.resources)
 
 
-def read_sass(cubin: str, shared: int) -> Resources:
-    """NVIDIA: by the disassembler that comes with Triton."""
-    usage = nvidia_tool("cuobjdump", "-res-usage", cubin)
-    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
-    assembly = nvidia_tool("nvdisasm", "-c", "-ndf", cubin)
-    return Resources(
-        registers=registers,
-        spills=stack + local,
-        shared=shared,
-        loads=sass_widths(assembly, "LDG"),
-        stores=sass_widths(assembly, "STG"),
-    )
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    launches: tuple[Compiled, ...] = ()
+    error: str = ""
+    """Why it did not compile; empty if it did."""
 
 
-def sass_widths(assembly: str, instruction: str) -> dict[int, int]:
-    """How often an instruction occurs, by the bytes that it moves."""
-    suffixes = (found.split(".") for found in re.findall(rf"\b{instruction}\.([\w.]+)", assembly))
-    return count_widths(next((SASS_BYTES[part] for part in parts if part in SASS_BYTES), 4) for parts in suffixes)
+def compile_all(jobs: Iterable[Job], processes: int | None = None) -> Iterator[Outcome]:
+    """Compile every job in one of so many processes, by default one for each core, and yield outcomes as they come.
+
+    What was compiled stays in Triton's cache on disk, where this process finds it. A job that fails, or whose process
+    dies, leaves the others alone. Compiles under TRITON_INTERPRET=1 too.
+    """
+    jobs = list(jobs)
+    count = max(1, min(len(jobs), processes or os.cpu_count() or 1))
+    idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+    for _ in range(count):
+        idle.put(worker())
+
+    def run(job: Job) -> Outcome:
+        process = idle.get()
+        try:
+            return Outcome(job, *submitted(process, job).result())
+        except Exception as error:
+            if isinstance(error, BrokenProcessPool):
+                process = worker()
+            return Outcome(job, error=said(error))
+        finally:
+            idle.put(process)
+
+    threads = ThreadPoolExecutor(count)
+    try:
+        for done in as_completed([threads.submit(run, job) for job in jobs]):
+            yield done.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+        for _ in range(count):
+            idle.get().shutdown()
 
 
-def nvidia_tool(name: str, *arguments: str) -> str:
-    """What a program of Triton's own wheel prints."""
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
+def worker() -> ProcessPoolExecutor:
+    """A process of its own, so that no other job is lost if it dies."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=depend_on_parent)
 
 
-def read_amdgcn(assembly: str, shared: int) -> Resources:
-    """AMD: from the assembly that Triton keeps beside the binary."""
-    fields = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)", assembly)}
-    return Resources(
-        registers=fields["vgpr_count"],
-        spills=fields["private_segment_fixed_size"],
-        shared=shared,
-        loads=amdgcn_widths(assembly, "load"),
-        stores=amdgcn_widths(assembly, "store"),
-    )
+def depend_on_parent() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=end, daemon=True).start()
 
 
-def amdgcn_widths(assembly: str, direction: str) -> dict[int, int]:
-    """How often global memory is accessed, by the bytes that an access moves."""
-    words = re.findall(rf"\b(?:global|buffer|flat)_{direction}_(?:\w+_)?(\w+)", assembly)
-    return count_widths(AMD_BYTES.get(word, 1 if "byte" in word or word in ("u8", "i8", "b8") else 2) for word in words)
+def submitted(process: ProcessPoolExecutor, job: Job) -> Future[tuple[tuple[Compiled, ...], str]]:
+    """Give a worker a job; the first one starts its process, which cannot compile what it imports to be interpreted."""
+    with _starting:
+        before = os.environ.get("TRITON_INTERPRET")
+        os.environ["TRITON_INTERPRET"] = "0"
+        try:
+            return process.submit(compile_job, job)
+        finally:
+            del os.environ["TRITON_INTERPRET"]
+            if before is not None:
+                os.environ["TRITON_INTERPRET"] = before
 
 
-def count_widths(widths: Iterator[int]) -> dict[int, int]:
-    """Widest first."""
-    return dict(sorted(Counter(widths).items(), reverse=True))
+def compile_job(job: Job) -> tuple[tuple[Compiled, ...], str]:
+    """What a worker does: the launches, and why they did not compile."""
+    try:
+        with compiling_for(job.target) as launches:
+            job.function(*job.arguments)
+        return tuple(map(Compiled.of, launches)), ""
+    except Exception as error:
+        return (), said(error)
+
+
+def said(error: Exception) -> str:
+    """An exception in words: many of Triton's cannot be sent to another process."""
+    return f"{type(error).__name__}: {error}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tritonbn
-from tritonbn import targets
+from tritonbn import cost, functional, targets
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950"]
 ROUND = (32, 64, 32, 32)
@@ -142,9 +142,10 @@ def test_no_float_atomics():
 
 
 def test_unknown_targets():
-    for name in ("h100", "sm_", "gfx", "cuda"):
-        with pytest.raises(ValueError, match=f"sm_90 or gfx942, got '{name}'"):
+    for name in ("h800", "sm_", "gfx", "cuda"):
+        with pytest.raises(ValueError, match=f"expected a GPU architecture like sm_90 or gfx942, got '{name}'"):
             targets.target(name)
+    assert targets.target("h100") == targets.target("sm_90a") == targets.target("sm_90")
 
 
 def test_the_stages_of_a_compilation():
@@ -158,3 +159,32 @@ def test_the_stages_of_a_compilation():
 def test_momentum_and_eps_arrive_in_double_precision():
     done = launches("sm_90", (8, 16, 4, 4), torch.float64)
     assert done[0].code("ptx").count(".param .f64") == 3
+
+
+WAITING = {
+    "stage 1, silu": ((32, 256, 56, 56), FIRST, "silu"),
+    "UNet": ((8, 64, 256, 256), FIRST, None),
+    "ConvNeXt, relu": ((32, 96, 56, 56), LAST, "relu"),
+    "four channels": ((8, 4, 128, 128), LAST, None),
+}
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize(("shape", "memory_format", "activation"), WAITING.values(), ids=WAITING)
+def test_programs_that_wait_have_the_places_they_count_on(architecture, shape, memory_format, activation):
+    """As many fit on an SM as were assumed when a config was chosen, or a launch might never end."""
+    x = torch.empty(shape, dtype=torch.bfloat16, device="meta").to(memory_format=memory_format).requires_grad_()
+    functional._cases.clear()
+    with targets.compiling_for(architecture) as done:
+        y = tritonbn.batch_norm(x, None, None, training=True, residual=activation and x, activation=activation)
+        torch.autograd.grad(y, x, torch.empty_like(y))
+    (case,) = functional._cases.values()
+    found = {plan.kernel.__name__: (plan.config, kind.work(case, *key)) for (_, kind, key), plan in case.plans.items()}
+    waited = 0
+    for launch in done:
+        config, work = found[launch.kernel]
+        if config.strategy == "resident" and config.chunks(work.geometry) > 1:
+            waited += 1
+            assumed = cost.places(work, config, config.registers, case.device)
+            assert targets.occupancy(launch.resources, launch.num_warps, case.device) >= assumed
+    assert waited

@@ -1,0 +1,201 @@
+"""Configs that do not compile, load or launch: the call goes on with another one, as if it had never been chosen."""
+
+import pytest
+import torch
+from triton.runtime.errors import OutOfResources
+
+import tritonbn
+from tritonbn import functional, launch, selection, space, store, targets, timings
+
+SHAPE = (8, 16, 12, 12)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """An empty directory of timings, and no plans of before."""
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv(selection.VARIABLE, "model")
+    store.store_in.cache_clear()
+    functional._cases.clear()
+    yield tmp_path
+    store.store_in.cache_clear()
+    functional._cases.clear()
+
+
+@pytest.fixture
+def recorded():
+    """All launches of a test, compiled for an H100 and not run."""
+    with targets.compiling_for("sm_90") as launches:
+        yield launches
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    """breaking(fails) makes `prepare` of a plan whose config is such raise; the configs that were tried are listed."""
+
+    def breaks(fails, error=None):
+        tried, original = [], launch.Plan.prepare
+
+        def prepare(self, arguments, grid, keywords):
+            tried.append(self.config)
+            if fails(self.config, keywords):
+                raise error or OutOfResources(300000, 232448, "shared memory")
+            return original(self, arguments, grid, keywords)
+
+        monkeypatch.setattr(launch.Plan, "prepare", prepare)
+        return tried
+
+    return breaks
+
+
+def train():
+    x = torch.randn(SHAPE, requires_grad=True)
+    mean, var, counter = torch.zeros(16), torch.ones(16), torch.tensor(0)
+    y = tritonbn.batch_norm(x, mean, var, training=True, num_batches_tracked=counter)
+    return x, y
+
+
+def kernels(launches):
+    return [found.kernel for found in launches]
+
+
+def failures():
+    return {
+        tuple(t.config.items()): t.failure
+        for entry in store.current().entries()
+        for run in entry.runs
+        for t in run.timings
+        if t.failure
+    }
+
+
+def test_the_next_best_runs(recorded, breaking):
+    first = []
+    tried = breaking(lambda config, _: config in first or (not first and not first.append(config)))
+    x, y = train()
+    assert len(tried) == 2
+    assert kernels(recorded) == ["resident_forward_kernel"], "one launch, so buffers are updated once"
+    assert recorded[0].arguments["x"].data_ptr() == x.data_ptr()
+    assert recorded[0].arguments["y"].data_ptr() == y.data_ptr()
+    assert failures() == {timings.choice(tried[0]): "OutOfResources: out of resource: shared memory, Required: 300000, "
+                          "Hardware limit: 232448. Reducing block sizes or `num_stages` may help."}  # fmt: skip
+    functional._cases.clear()
+    train()
+    assert tried[2:] == [tried[1]], "what failed is not tried again"
+
+
+def test_in_every_pass(recorded, breaking):
+    """Whatever has more than one warp fails."""
+    tried = breaking(lambda config, _: config.num_warps > 1)
+    x, y = train()
+    y.backward(torch.ones_like(y))
+    tritonbn.batch_norm(x.detach(), torch.zeros(16), torch.ones(16))
+    assert [name.removeprefix("resident_") for name in kernels(recorded)] == [
+        "forward_kernel",
+        "backward_kernel",
+        "inference_kernel",
+    ]
+    assert {found.num_warps for found in recorded} == {1}
+    assert len(tried) > 3
+
+
+def test_the_second_of_two_launches_fails_before_the_first_is_launched(recorded, breaking, monkeypatch):
+    """Else the running buffers would be updated twice."""
+    monkeypatch.setattr(space, "valid", lambda work, config, *_: [config] if config.strategy == "split" else [])
+    tried = breaking(lambda config, keywords: keywords.get("PHASE") == "normalize" and config == tried_first(config))
+    first = []
+
+    def tried_first(config):
+        first.append(config)
+        return first[0]
+
+    train()
+    assert kernels(recorded) == ["forward_kernel"] * 2
+    assert [found.arguments["PHASE"] for found in recorded] == ["statistics", "normalize"]
+    assert tried[0] != tried[-1]
+
+
+def test_what_runs_anywhere_is_left(recorded, breaking):
+    conservative = []
+
+    def fails(config, _):
+        conservative[:] = [config]
+        return config.strategy != "split" or config.num_warps != space.SAFE_WARPS
+
+    tried = breaking(fails)
+    with pytest.warns(RuntimeWarning, match="8 configs of forward failed on H100; it runs slowly"):
+        train()
+    assert len(set(tried)) == selection.MOST_FAILURES + 1
+    assert kernels(recorded) == ["forward_kernel"] * 2
+    assert len(failures()) == selection.MOST_FAILURES
+
+
+def test_nothing_compiles_at_all(recorded, breaking):
+    """A broken compiler: its own error, and nothing said of the configs."""
+    breaking(lambda *_: True, RuntimeError("no ptxas"))
+    with pytest.raises(RuntimeError, match="no ptxas"), pytest.warns(RuntimeWarning, match="8 configs"):
+        train()
+    assert not recorded
+    assert not failures()
+
+
+def test_a_launch_that_the_driver_refuses(recorded, monkeypatch):
+    """The first launch of a plan: nothing has run yet. A later one is the caller's to know of."""
+    refused = []
+    original = targets.CompilingDriver.launcher_cls
+
+    def launcher(self, source, metadata):
+        launched = original(self, source, metadata)
+
+        def launch(*arguments):
+            if not refused:
+                refused.append(metadata.name)
+                raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch")
+            launched(*arguments)
+
+        return launch
+
+    monkeypatch.setattr(targets.CompilingDriver, "launcher_cls", launcher)
+    monkeypatch.setattr("tritonbn.launch.Plan.prepare", without_cache(launch.Plan.prepare))
+    train()
+    assert refused
+    assert len(recorded) == 1
+    refused.clear()
+    with pytest.raises(RuntimeError, match="too many blocks"):
+        train()
+
+
+def without_cache(prepare):
+    """Kernels keep the launcher of their first load: here every plan gets a new one."""
+
+    def prepared(self, arguments, grid, keywords):
+        self.kernel.device_caches.clear()
+        return prepare(self, arguments, grid, keywords)
+
+    return prepared
+
+
+def test_nothing_is_timed_where_nothing_can_be(recorded):
+    """The recording driver has no clock."""
+    with tritonbn.tuning("timed"), pytest.warns(RuntimeWarning, match="nothing was timed for forward"):
+        train()
+    assert kernels(recorded) == ["resident_forward_kernel"]
+
+
+def test_timed_candidates_are_compiled_and_the_fastest_launched(recorded):
+    """Through Triton's real path, with a clock of the test's; the kernel timed is the kernel launched."""
+
+    def bench(call, quantiles):
+        recorded.clear()
+        call()
+        return [float(recorded[0].num_warps)] * len(quantiles)
+
+    with tritonbn.tuning("timed", bench):
+        train()
+        timed = recorded[-1]
+        recorded.clear()
+        train()
+    (again,) = recorded
+    assert again.key == timed.key
+    assert again.num_warps == min(t.config["num_warps"] for e in store.current().entries() for t in e.runs[0].timings)

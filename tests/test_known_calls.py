@@ -1,0 +1,114 @@
+"""A call is recognized by what it is given: it ends the same whether or not one like it was there before."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from support import DEVICE, random
+
+import tritonbn
+from tritonbn import functional
+
+EQUAL = {
+    "axis": (1, [1.0, True, Decimal(1), np.int32(1), 1 + 0j]),
+    "correction": (1, [1.0, True, Decimal(1), np.int32(1), 1 + 0j]),
+    "eps": (0.25, [Decimal("0.25"), Fraction(1, 4), np.float32(0.25), 0.25 + 0j]),
+    "negative_slope": (0.5, [Decimal("0.5"), Fraction(1, 2), np.float32(0.5), 0.5 + 0j]),
+}
+"""Argument -> a value, and others that are equal to it and hashed as it is."""
+
+OTHERS = [(name, value, other) for name, (value, others) in EQUAL.items() for other in others]
+
+
+@pytest.fixture(autouse=True)
+def no_known_calls():
+    functional._cases.clear()
+    yield
+    functional._cases.clear()
+
+
+def outcome(**arguments):
+    mean, var = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
+    x = random((4, 3, 2))
+    return tritonbn.batch_norm(x, mean, var, training=True, activation="leaky_relu", **arguments), mean, var
+
+
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize(("name", "value", "other"), OTHERS, ids=lambda value: repr(value).replace(" ", ""))
+def test_equal_numbers_are_the_same_number(name, value, other, backend):
+    with tritonbn.backend(backend):
+        first = outcome(**{name: other})
+        case = next(iter(functional._cases.values()), None)
+        known = outcome(**{name: value})
+    torch.testing.assert_close(first, known, rtol=0, atol=0)
+    if case is not None:
+        assert list(functional._cases.values()) == [case]
+        assert {type(case.axis), type(case.correction)} == {int}
+        assert {type(case.eps), type(case.slope)} == {float}
+
+
+def test_a_number_no_float_equals():
+    for _ in range(2):
+        with pytest.raises(TypeError, match="eps to be a number, got Decimal"):
+            outcome(eps=Decimal("1e-5"))
+        outcome(eps=1e-5)
+
+
+def test_counters_are_told_apart():
+    """A counter is known by less than other tensors are: that it has one element, it may have in any shape."""
+    good = [
+        torch.zeros((), dtype=torch.int64),
+        torch.zeros(1, dtype=torch.int32),
+        torch.zeros(4, dtype=torch.int64)[2:3],
+    ]
+    bad = [torch.zeros(1), torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64).to_sparse()]
+    for _ in range(2):
+        for counter in good:
+            before = counter.item()
+            outcome(num_batches_tracked=counter.to(DEVICE) if DEVICE != "cpu" else counter)
+            assert counter.item() == before + 1 or DEVICE != "cpu"
+        for counter in bad:
+            with pytest.raises(RuntimeError, match="an integer tensor of one element"):
+                outcome(num_batches_tracked=counter)
+
+
+def test_the_oldest_make_room_and_come_back(monkeypatch):
+    monkeypatch.setattr(functional, "MOST_CASES", 2)
+    first = [outcome(eps=eps) for eps in (0.1, 0.2, 0.3)]
+    assert [case.eps for case in functional._cases.values()] == [0.2, 0.3]
+    again = [outcome(eps=eps) for eps in (0.1, 0.2, 0.3)]
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert len(functional._cases) == 2
+
+
+def test_a_backward_pass_outlives_its_forward_pass_case():
+    x = random((4, 3, 2)).requires_grad_()
+    expected, actual = (tritonbn.batch_norm(x, None, None, training=True).square().sum() for _ in range(2))
+    (dx,) = torch.autograd.grad(expected, x)
+    functional._cases.clear()
+    assert torch.equal(torch.autograd.grad(actual, x)[0], dx)
+
+
+class SlowDict(dict):
+    """Gives other threads time where it matters that they have to wait."""
+
+    def __iter__(self):
+        keys = super().__iter__()
+        time.sleep(1e-3)
+        return keys
+
+    def __delitem__(self, key):
+        super().__delitem__(key)
+        time.sleep(1e-3)
+
+
+def test_threads_make_room_at_once(monkeypatch):
+    monkeypatch.setattr(functional, "MOST_CASES", 2)
+    monkeypatch.setattr(functional, "_cases", SlowDict())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: functional.remember((number,), None), range(100)))
+    assert len(functional._cases) == 2

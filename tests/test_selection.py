@@ -1,0 +1,310 @@
+"""Which config runs: the model's, the fastest ever timed, one that is timed now; and what that leaves alone."""
+
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+import torch
+from support import DEVICE, random, vector
+
+import tritonbn
+from tritonbn import counters, functional, launch, selection, space, store, timed, timings
+
+SHAPE = (3, 2, 4, 4)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """An empty directory of timings, and no plans of before."""
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.delenv(selection.VARIABLE)
+    forget()
+    yield tmp_path
+    forget()
+
+
+def forget():
+    """As in a new process."""
+    store.store_in.cache_clear()
+    functional._cases.clear()
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The configs of all plans that run, in order."""
+    done, original = [], launch.Plan.run
+    monkeypatch.setattr(launch.Plan, "run", lambda self, *args: (done.append(self.config), original(self, *args))[1])
+    return done
+
+
+class Bench:
+    """Times that depend on the config alone: `favourite(config)` says which are fast."""
+
+    def __init__(self, runs, favourite=lambda config: False, error=None):
+        self.runs, self.favourite, self.error = runs, favourite, error
+        self.timed = []
+
+    def __call__(self, call, quantiles):
+        call()
+        config = self.runs[-1]
+        self.timed.append(config)
+        if self.error is not None and self.error(config):
+            raise RuntimeError(f"out of luck with {config.num_warps} warps")
+        taken = 1.0 if self.favourite(config) else 2.0
+        return [taken] * len(quantiles)
+
+
+def forward(x, training=True):
+    mean, var = vector(2, torch.float32, 1), vector(2, torch.float32, 2, positive=True)
+    y = tritonbn.batch_norm(x, mean, var, training=training)
+    return y, mean, var
+
+
+def test_the_model_runs_nothing_to_choose(runs):
+    for level in ("off", "model"):
+        with tritonbn.tuning(level):
+            forward(random(SHAPE))
+    assert len(runs) == 2
+    assert runs[0] == runs[1]
+
+
+def test_the_fastest_is_kept(runs):
+    with tritonbn.tuning("off"):
+        forward(random(SHAPE))
+    bench = Bench(runs, lambda config: config.strategy == "dataflow")
+    with tritonbn.tuning("timed", bench):
+        forward(random(SHAPE))
+    assert 1 < len(bench.timed) <= timed.MOST_TIMED
+    assert runs[0] in bench.timed, "the model's choice is among them"
+    assert runs[-1].strategy == "dataflow"
+    assert {config.strategy for config in bench.timed} == {"resident", "dataflow", "split"}
+
+    before = len(bench.timed)
+    with tritonbn.tuning("timed", bench):
+        forward(random(SHAPE))
+        forget()
+        forward(random(SHAPE))
+    with tritonbn.tuning("model"):
+        forward(random(SHAPE))
+    assert runs[-4:] == [runs[-1]] * 4
+    with tritonbn.tuning("off"):
+        forward(random(SHAPE))
+    assert runs[-1] == runs[0], "off asks no cache"
+    assert len(bench.timed) == before
+
+
+def test_each_mode_is_timed_by_itself(runs, cache):
+    bench = Bench(runs)
+    x = random(SHAPE).requires_grad_()
+    with tritonbn.tuning("timed", bench):
+        y, *_ = forward(x)
+        y.sum().backward()
+        forward(x, training=False)[0].sum().backward()
+    kept = sorted(path.name.split("-")[0] for path in cache.glob("*.json"))
+    assert kept == ["backward", "forward", "inference"]
+
+
+@pytest.mark.parametrize(
+    ("activation", "memory_format"), [("relu", torch.contiguous_format), ("silu", torch.channels_last)], ids=str
+)
+def test_nothing_of_the_caller_is_touched(runs, activation, memory_format):
+    """Many configs run, but buffers are updated once, the input is not written, and no random number is drawn."""
+    x = random(SHAPE).to(memory_format=memory_format)
+    kept, state, found = x.clone(), torch.get_rng_state(), {}
+    for level in ("off", "timed"):
+        module = tritonbn.BatchNorm2d(2, momentum=None, activation=activation).to(DEVICE)
+        leaf, residual = x.clone().requires_grad_(), random(SHAPE, seed=3).requires_grad_()
+        with tritonbn.tuning(level, Bench(runs, lambda config: config.strategy == "dataflow")):
+            y = module(leaf, residual)
+            y.backward(torch.ones_like(y))
+        tensors = [y, leaf.grad, residual.grad, *module.state_dict().values()]
+        found[level] = [t.detach().clone() for t in (*tensors, *(p.grad for p in module.parameters()))]
+    assert len(runs) > 10
+    assert torch.equal(x, kept)
+    assert torch.equal(torch.get_rng_state(), state)
+    for ours, theirs in zip(found["timed"], found["off"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_expanded_and_negated_inputs_are_timed_too(runs):
+    bench = Bench(runs)
+    with tritonbn.tuning("timed", bench):
+        x = random((3, 2, 1, 1)).expand(SHAPE)
+        torch.testing.assert_close(forward(x)[0], torch.nn.functional.batch_norm(x, None, None, training=True))
+    assert bench.timed
+
+
+def test_alike_shapes_share_timings(runs):
+    bench = Bench(runs)
+    with tritonbn.tuning("timed", bench):
+        forward(random((16, 2, 2, 2)))
+        timed = len(bench.timed)
+        forward(random((15, 2, 2, 2)))
+        assert len(bench.timed) == timed
+        forward(random((8, 2, 2, 2)))
+        assert len(bench.timed) > timed
+
+
+def test_what_was_timed_and_may_not_run_here_is_passed_over(runs):
+    """The space of the call decides what may run, not the file: it may be of a GPU with more room."""
+    x = random(SHAPE)
+    with tritonbn.tuning("off"):
+        forward(x)
+    (case,) = functional._cases.values()
+    work, device = case_work(case), case.device
+    foreign = timings.Timing(dict(timings.choice(runs[0])) | {"num_warps": 64}, 1e-9)
+    slow = timings.timing(runs[0], 1.0)
+    store.current().record(timings.key_of(work, device), work.geometry, [foreign, slow])
+    with tritonbn.tuning("model"):
+        forward(x)
+    assert runs[-1] == runs[0]
+
+
+def case_work(case):
+    from tritonbn.plan import Forward
+
+    return Forward.work(case, None, False)
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(runs, monkeypatch):
+    bench, x = Bench(runs), random(SHAPE)
+    with tritonbn.tuning("timed", bench):
+        with monkeypatch.context() as capture:
+            capture.setattr(counters, "capturing", lambda device: True)
+            forward(x)
+            assert not bench.timed
+        forward(x)
+        assert bench.timed, "put off, not given up"
+
+
+def test_threads_time_one_after_the_other(runs):
+    with tritonbn.tuning("off"):
+        forward(random(SHAPE))
+    (case,) = functional._cases.values()
+    work, inside, most, chosen = case_work(case), [], [], []
+
+    def bench(call, quantiles):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        call()
+        return [1.0] * len(quantiles)
+
+    def choose():
+        with tritonbn.tuning("timed", bench):
+            chosen.append(selection.choose(work, case.device, 0, set(), case.place, lambda config: None))
+
+    threads = [threading.Thread(target=choose) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+    assert len(most) <= timed.MOST_TIMED
+    assert chosen == chosen[:1] * 4
+
+
+def test_a_config_that_fails_is_passed_over_and_kept_as_failed(runs, cache):
+    bench = Bench(runs, error=lambda config: config.strategy == "resident")
+    with tritonbn.tuning("timed", bench):
+        y, mean, _ = forward(random(SHAPE))
+    assert runs[-1].strategy != "resident"
+    torch.testing.assert_close(y, torch.nn.functional.batch_norm(random(SHAPE), None, None, training=True))
+    (entry,) = store.current().entries()
+    (run,) = entry.runs
+    failures = {t.config["strategy"]: t.failure for t in run.timings if t.seconds is None}
+    assert failures.keys() == {"resident"}
+    assert "RuntimeError: out of luck with" in failures["resident"]
+
+
+def test_if_all_fail_what_runs_anywhere_does(runs, cache):
+    x = random(SHAPE)
+    bench = Bench(runs, error=lambda config: True)
+    with tritonbn.tuning("timed", bench), pytest.warns(RuntimeWarning, match="8 configs of forward failed") as caught:
+        y, *_ = forward(x)
+        forward(x)
+    assert len(caught) == 1
+    (case,) = functional._cases.values()
+    assert runs[-1] == space.conservative(case_work(case), case.device)
+    assert runs[-1].strategy == "split"
+    torch.testing.assert_close(y, torch.nn.functional.batch_norm(x, None, None, training=True))
+    assert not list(cache.glob("*.json")), "a machine on which nothing runs says nothing about the next one"
+
+
+def test_without_memory_to_time_on(runs):
+    def bench(call, quantiles):
+        raise torch.OutOfMemoryError("no room")
+
+    with tritonbn.tuning("off"):
+        forward(random(SHAPE))
+    with (
+        tritonbn.tuning("timed", bench),
+        pytest.warns(RuntimeWarning, match="nothing was timed for forward: .*no room"),
+    ):
+        forward(random(SHAPE))
+    assert runs[-1] == runs[0]
+
+
+def test_the_environment(runs, monkeypatch):
+    monkeypatch.setenv(selection.VARIABLE, "of")
+    with pytest.raises(ValueError, match="TRITONBN_TUNE: expected one of 'off', 'model', 'timed', got 'of'"):
+        forward(random(SHAPE))
+    monkeypatch.setenv(selection.VARIABLE, "")
+    forward(random(SHAPE))
+    assert len(runs) == 1
+    with pytest.raises(ValueError, match="tuning: expected one of 'off', 'model', 'timed', got 'fast'"):
+        tritonbn.tuning("fast")
+
+
+def test_blocks_nest_and_decorate():
+    @tritonbn.tuning("timed")
+    def inner():
+        return selection.in_force().name
+
+    with tritonbn.tuning("off"):
+        assert inner() == "timed"
+        assert selection.in_force().name == "off"
+        with tritonbn.tuning("model"):
+            assert selection.in_force().name == "model"
+        assert selection.in_force().name == "off"
+    assert selection.in_force().name == "model"
+
+
+SECOND = """
+import sys, torch, tritonbn
+from tritonbn import launch
+runs = []
+original = launch.Plan.run
+launch.Plan.run = lambda self, *args: (runs.append(self.config), original(self, *args))[1]
+timed = []
+def bench(call, quantiles):
+    call()
+    timed.append(runs[-1])
+    return [1.0 if runs[-1].strategy == "dataflow" else 2.0] * len(quantiles)
+with tritonbn.backend("triton"), tritonbn.tuning("timed", bench):
+    tritonbn.batch_norm(torch.randn(3, 2, 4, 4), None, None, training=True)
+print(len(timed), runs[-1])
+"""
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the two processes run in the interpreter")
+def test_a_second_process_times_nothing(cache):
+    first, second = (
+        subprocess.run([sys.executable, "-c", SECOND], check=True, capture_output=True, text=True).stdout.split(" ", 1)
+        for _ in range(2)
+    )
+    assert int(first[0]) > 1
+    assert int(second[0]) == 0
+    assert first[1] == second[1]
+    assert "strategy='dataflow'" in first[1]
+
+
+def test_no_warning_otherwise():
+    with warnings.catch_warnings(), tritonbn.tuning("model"):
+        warnings.simplefilter("error")
+        forward(random(SHAPE))

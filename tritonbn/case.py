@@ -1,0 +1,71 @@
+"""A kind of call of batch_norm: what calls have in common that differ in nothing but the contents of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .geometry import describe
+from .launch import Strides, statistics_dtype, walkable_beside
+from .plans import Pass as Pass
+from .plans import Plans
+
+
+@dataclass(eq=False)
+class Case(Plans):
+    """All calls that differ in nothing but the contents of tensors: what they have in common, and their plans."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    x: Strides
+    """How x lies."""
+    like: Strides
+    """How y, dx and dresidual lie."""
+    axis: int
+    training: bool
+    correction: int
+    cumulative: bool
+    """Whether a batch weighs as much as each one before it."""
+    counts_elsewhere: bool
+    """Whether batches are counted on another device."""
+    eps: float
+    activation: str | None
+    slope: float
+    vectors: tuple[torch.dtype | None, ...]
+    """Of running_mean, running_var, weight, bias and num_batches_tracked, as far as they are given."""
+    dense: bool
+    """Whether all vectors lie as the kernels read them."""
+
+    def __post_init__(self) -> None:
+        self.channels = self.shape[self.axis]
+        self.bias_dtype = self.vectors[3]
+        one = torch.empty((), dtype=statistics_dtype(self.dtype), device=self.place)
+        self.statistics = one.expand(2, self.channels)
+        """Of the form of mean and invstd; what is like it has memory of its own."""
+
+    def empty_vector(self, dtype: torch.dtype) -> Tensor:
+        """Room for a number a channel."""
+        return torch.empty_strided((self.channels,), (1,), dtype=dtype, device=self.place)
+
+    def form(self, *strides: Strides) -> tuple[Any, ...]:
+        """What forward and backward pass have to agree on for an element's sign to be found again."""
+        return form(self.shape, self.axis, self.dtype.itemsize, self.x, *strides, self.like)
+
+    def beside(self, x: Tensor, residual: Tensor | None, other: Strides) -> Tensor | None:
+        """The residual itself, unless walking it too would change how x is cut into rows, or is not possible."""
+        if residual is not None:
+            residual = walkable_beside(x, self.axis, residual)
+            if self.form(other, residual.stride()) != self.form(other):
+                residual = torch.empty_like(x).copy_(residual)
+        return residual
+
+
+@lru_cache(maxsize=4096)
+def form(shape: torch.Size, axis: int, itemsize: int, *strides: Strides) -> tuple[Any, ...]:
+    """How rows of the fast axis lie, whatever the strides between them."""
+    geometry = describe(shape, axis, *strides)
+    return geometry.channels_last, geometry.inner, geometry.fold(itemsize)

@@ -1,0 +1,97 @@
+"""From a config to the launches of a kernel: constexprs, launch options, grid, workspace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import devices
+from .case import Case
+from .configs import Config, Work, power_of_two, sign_group
+from .devices import Device
+from .geometry import Geometry
+from .kernels import forward_kernel, inference_kernel, resident_backward_kernel, resident_forward_kernel
+from .kernels.exchange import SPACING
+from .launch import Plan, steps, tile_keywords
+
+
+def cut_keywords(work: Work, config: Config, case: Case) -> dict[str, Any]:
+    """The constexprs and launch options that follow from how the work is cut."""
+    geometry, itemsize = work.geometry, work.itemsize
+    keywords = tile_keywords(geometry, config, case.dtype)
+    fold = geometry.fold(itemsize)
+    keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
+    keywords["BLOCK_K"] = power_of_two(config.chunks(geometry))
+    if fold:
+        keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment, "MASK_I": fold.run != config.block_i}
+        if geometry.channels_last:
+            keywords |= {"MASK_C": False, "MASK_O": geometry.values % (fold.lanes * config.block_o) != 0}
+    if config.registers and not devices.INTERPRETED:
+        keywords |= register_cap(config.registers, case.device)
+    if config.at_once and not devices.INTERPRETED:
+        keywords["launch_cooperative_grid"] = True
+    return keywords
+
+
+def register_cap(registers: int, device: Device) -> dict[str, int]:
+    """The launch option that keeps a thread to so many registers; AMD's compilers are told how many waves must fit."""
+    if device.backend == "cuda":
+        return {"maxnreg": registers}
+    return {"waves_per_eu": max(1, device.registers // 4 // device.warp_size // registers)}
+
+
+def sign_bytes(geometry: Geometry, config: Config, itemsize: int) -> int:
+    """Bytes that the signs of all elements take: rows of the fast axis, each beginning with a byte of its own."""
+    bits = sign_group(geometry, itemsize)
+    if fold := geometry.fold(itemsize):
+        blocks = 1 if geometry.channels_last else config.channel_blocks(geometry)
+        return blocks * -(-geometry.values // fold.lanes) * -(-fold.run // bits)
+    fast = geometry.channels if geometry.channels_last else geometry.inner
+    return geometry.channels * geometry.values // fast * -(-fast // bits)
+
+
+def packs(config: Config, case: Case) -> bool:
+    """Whether a resident tile is kept packed: an instruction of CUDA's, for values of 16 bits."""
+    return config.packed and case.dtype.itemsize == 2 and case.device.backend == "cuda" and not devices.INTERPRETED
+
+
+def cut_plan(
+    kernel: Any,
+    work: Work,
+    config: Config,
+    keywords: dict[str, Any],
+    phases: list[dict[str, str]],
+    exchanges: bool = True,
+    always_counts: bool = False,
+) -> Plan:
+    """One launch for each phase, over all chunks of all blocks."""
+    geometry = work.geometry
+    blocks, chunks = config.channel_blocks(geometry), config.chunks(geometry)
+    padded = power_of_two(chunks)
+    programs = blocks * chunks
+    if phases[0].get("PHASE") == "dataflow":
+        programs = 2 * chunks * config.window * -(-blocks // config.window)
+    if config.at_once:
+        programs = config.at_once
+    resident = kernel in (resident_forward_kernel, resident_backward_kernel)
+    numbers = 3 * padded if kernel in (forward_kernel, resident_forward_kernel) else 2 * (padded + 1)
+    exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
+    return Plan(
+        kernel=kernel,
+        sizes=(
+            geometry.channels,
+            geometry.outer_size,
+            *geometry.outer[1:],
+            geometry.inner,
+            blocks,
+            chunks,
+            config.tiles_per_chunk,
+            config.window,
+            *steps(geometry, residual_last=True),
+        ),
+        launches=tuple(((programs,), keywords | phase) for phase in phases),
+        partials=(geometry.channels * numbers,) if exchanges else (),
+        counted=SPACING.value * (2 + blocks) + blocks * padded if exchanges or always_counts else 0,
+        waits=resident and chunks > 1 and not config.at_once,
+        config=config,
+        sign_bytes=sign_bytes(geometry, config, work.itemsize),
+    )

@@ -1,0 +1,112 @@
+"""What the compiler made of a kernel, read from its machine code: registers, spills, shared memory, access widths."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import triton
+from triton.runtime.cache import get_cache_manager
+
+from .devices import Device
+
+SASS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+"""Access width by the suffix of an NVIDIA instruction; 4 without one."""
+
+AMD_BYTES = {"dwordx4": 16, "b128": 16, "dwordx3": 12, "b96": 12, "dwordx2": 8, "b64": 8, "dword": 4, "b32": 4}
+"""Access width by the last word of an AMD instruction; 1 where it speaks of bytes, else 2."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel needs, read from its machine code."""
+
+    registers: int
+    """Vector registers a thread."""
+    spills: int
+    """Bytes a thread that do not fit into registers."""
+    shared: int
+    """Bytes of shared memory a program."""
+    loads: dict[int, int]
+    """Load instructions from global memory, by bytes a thread and access."""
+    stores: dict[int, int]
+    """Store instructions to global memory, by bytes a thread and access."""
+
+
+def occupancy(resources: Resources, num_warps: int, device: Device) -> int:
+    """How many programs of a compiled kernel an SM holds at once."""
+    return device.places(num_warps * device.warp_size, resources.registers, resources.shared)
+
+
+def code(key: str, kernel: str, kind: str) -> str | bytes:
+    """One stage of a compilation, from Triton's cache on disk."""
+    files = get_cache_manager(key).get_group(f"{kernel}.json") or {}
+    path = files.get(f"{kernel}.{kind}")
+    if path is None:
+        raise KeyError(f"expected one of {sorted(files)}, got {kind!r}")
+    return Path(path).read_bytes() if kind in ("cubin", "hsaco") else Path(path).read_text()
+
+
+@lru_cache(maxsize=1024)
+def read_resources(key: str, kernel: str) -> Resources:
+    """Registers, spills, shared memory and access widths of a compiled kernel."""
+    files = get_cache_manager(key).get_group(f"{kernel}.json")
+    shared = json.loads(Path(files[f"{kernel}.json"]).read_text())["shared"]
+    if f"{kernel}.cubin" in files:
+        return read_sass(files[f"{kernel}.cubin"], shared)
+    return read_amdgcn(Path(files[f"{kernel}.amdgcn"]).read_text(), shared)
+
+
+def read_sass(cubin: str, shared: int) -> Resources:
+    """NVIDIA: by the disassembler that comes with Triton."""
+    usage = nvidia_tool("cuobjdump", "-res-usage", cubin)
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+    assembly = nvidia_tool("nvdisasm", "-c", "-ndf", cubin)
+    return Resources(
+        registers=registers,
+        spills=stack + local,
+        shared=shared,
+        loads=sass_widths(assembly, "LDG", "LDGSTS"),
+        stores=sass_widths(assembly, "STG"),
+    )
+
+
+def sass_widths(assembly: str, *instructions: str) -> dict[int, int]:
+    """How often any of the instructions occurs, by the bytes that it moves."""
+    suffixes = (found.split(".") for found in re.findall(rf"\b(?:{'|'.join(instructions)})\.([\w.]+)", assembly))
+    return count_widths(next((SASS_BYTES[part] for part in parts if part in SASS_BYTES), 4) for parts in suffixes)
+
+
+def nvidia_tool(name: str, *arguments: str) -> str:
+    """What a program of Triton's own wheel prints."""
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def read_amdgcn(assembly: str, shared: int) -> Resources:
+    """AMD: from the assembly that Triton keeps beside the binary."""
+    fields = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)", assembly)}
+    return Resources(
+        registers=fields["vgpr_count"],
+        spills=fields["private_segment_fixed_size"],
+        shared=shared,
+        loads=amdgcn_widths(assembly, "load"),
+        stores=amdgcn_widths(assembly, "store"),
+    )
+
+
+def amdgcn_widths(assembly: str, direction: str) -> dict[int, int]:
+    """How often global memory is accessed, by the bytes that an access moves."""
+    words = re.findall(rf"\b(?:global|buffer|flat)_{direction}_(?:\w+_)?(\w+)", assembly)
+    return count_widths(AMD_BYTES.get(word, 1 if "byte" in word or word in ("u8", "i8", "b8") else 2) for word in words)
+
+
+def count_widths(widths: Iterator[int]) -> dict[int, int]:
+    """Widest first."""
+    return dict(sorted(Counter(widths).items(), reverse=True))

@@ -1,0 +1,94 @@
+"""The plans of a kind of call: a config is chosen for each pass, its plan kept, and one that does not run replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+
+from . import counters, selection
+from .configs import Work
+from .devices import Device
+from .launch import UnfitError
+from .timed import Trial
+from .timings import Choice, choice
+
+
+class Pass(Protocol):
+    """Forward, Inference and Backward of plan.py and sample_plan.py, of a case.
+
+    A key says which tensors are given, and how they lie.
+    """
+
+    def work(self, case: Any, *key: Any) -> Work:
+        """What a config is chosen for."""
+
+    def plan(self, case: Any, work: Work, config: Any, *key: Any) -> Any:
+        """The launches, cut so."""
+
+    def trial(self, case: Any, *key: Any) -> Callable[[Any], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Plans:
+    """What a case has beside what its calls have in common."""
+
+    device: Device
+    place: torch.device
+    """Where the tensors are."""
+    plans: dict[Any, Any] = field(default_factory=dict)
+
+    unfit: dict[Any, set[Choice]] = field(default_factory=dict)
+    """The configs of a pass and key that turned out not to run."""
+
+    def plan(self, kind: Pass, *key: Any) -> Any:
+        """The plan of this pass and key, made once for each share of the GPU in which programs may wait."""
+        plan = self.plans.get((counters.SHARE, kind, key)) or self.plan_for(counters.SHARE, kind, key)
+        return self.plan_for(counters.share(self.place), kind, key) if plan.waits else plan
+
+    def plan_for(self, share: int, kind: Pass, key: tuple[Any, ...]) -> Any:
+        """The same for one share."""
+        plan = self.plans.get((share, kind, key))
+        if plan is None:
+            work = kind.work(self, *key)
+            config = selection.choose(
+                work, self.device, share, self.unfit.get((kind, key), set()), self.place, self.trial(work, kind, key)
+            )
+            plan = kind.plan(self, work, config, *key)
+            if not selection.is_put_off(self.place):
+                self.plans[share, kind, key] = plan
+        return plan
+
+    def trial(self, work: Work, kind: Pass, key: tuple[Any, ...]) -> Trial:
+        """What runs this pass once, cut by a config."""
+
+        @cache
+        def run() -> Callable[[Any], None]:
+            return kind.trial(self, *key)
+
+        @cache
+        def plan(config: Any) -> Any:
+            return kind.plan(self, work, config, *key)
+
+        return lambda config: run()(plan(config))
+
+    @contextmanager
+    def without(self, failure: UnfitError, kind: Pass, *key: Any) -> Iterator[None]:
+        """Inside, the pass goes on without a config that does not run; remembered if another one does.
+
+        Raises the failure's cause if there is nothing left to go on with.
+        """
+        config, unfit = failure.plan.config, self.unfit.setdefault((kind, key), set())
+        if choice(config) in unfit or len(unfit) >= selection.MOST_FAILURES:
+            raise failure.__cause__
+        unfit.add(choice(config))
+        for share, *of in list(self.plans):
+            if of == [kind, key]:
+                del self.plans[share, kind, key]
+        yield
+        selection.remember(kind.work(self, *key), self.device, config, failure.__cause__)

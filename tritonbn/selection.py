@@ -1,0 +1,140 @@
+"""Which config runs: the model's choice, the fastest that was ever timed, or one that is timed now."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from contextlib import ContextDecorator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from . import counters, sample_space, space, store
+from .configs import Work
+from .devices import Device
+from .timed import Benchmark, Trial, describe_failure, one_at_a_time, time_best
+from .timings import Choice, Run, choice, failed, key_of, seconds_of, timing
+
+Name = Literal["off", "model", "timed"]
+NAMES: tuple[str, ...] = get_args(Name)
+VARIABLE = "TRITONBN_TUNE"
+
+MOST_FAILURES = 8
+"""Configs that may fail before what runs anywhere is taken."""
+
+
+class Setting(NamedTuple):
+    """How configs are chosen, and what times them."""
+
+    name: str
+    do_bench: Benchmark | None = None
+
+
+_chosen: ContextVar[tuple[Setting, ...]] = ContextVar("tritonbn_tuning", default=())
+"""Of the blocks that this thread or task is in, innermost last."""
+
+setting = _chosen.get
+
+
+class tuning(ContextDecorator):
+    """Choose how configs are chosen, inside a `with` block or a decorated function; local to a thread.
+
+    - "off": by the model alone: the same choice, and the same bits, whatever was ever timed.
+    - "model": the fastest of those that were timed on such a GPU, by `tritonbn tune` or before; else by the model.
+    - "timed": the same, but what was never timed is timed first, the model's best eight, on tensors of its own:
+      nothing that the caller holds is read or written, nor is torch's random state. Not while a graph is captured.
+
+    Outside of it the environment variable TRITONBN_TUNE decides, "model" if unset. A call keeps the config that was
+    chosen for the first one of its kind.
+
+    Args:
+        name: one of these.
+        do_bench: called as do_bench(call, quantiles=(0.5, 0.2, 0.8)) to time a call in milliseconds, instead of the
+            driver's own, which is triton.testing.do_bench: medians with a cold L2.
+
+    ValueError for any other name.
+    """
+
+    def __init__(self, name: Name, do_bench: Benchmark | None = None) -> None:
+        self.setting = Setting(known(name, "tuning"), do_bench)
+
+    def __enter__(self) -> tuning:
+        _chosen.set((*_chosen.get(), self.setting))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        _chosen.set(_chosen.get()[:-1])
+
+
+def known(name: str, what: str) -> str:
+    """The name itself, if it is a level's."""
+    if name not in NAMES:
+        raise ValueError(f"{what}: expected one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    return name
+
+
+def in_force() -> Setting:
+    """The innermost block's, or the environment's."""
+    blocks = setting()
+    return blocks[-1] if blocks else Setting(known(os.environ.get(VARIABLE) or "model", VARIABLE))
+
+
+def is_put_off(place: torch.device) -> bool:
+    """Whether a choice made now is to be made again, since nothing can be timed while a graph is captured."""
+    return counters.capturing(place) and in_force().name == "timed"
+
+
+def choose(work: Work, device: Device, share: int, unfit: set[Choice], place: torch.device, trial: Trial) -> Any:
+    """The config to run, without those that turned out not to; for `share` see space.waits_safely."""
+    level, rules = in_force(), rules_of(work)
+    candidates = list(rules.space(work, device, share))
+    if level.name == "off":
+        return best(work, device, candidates, unfit)
+    key, kept = key_of(work, device), store.current()
+    run = kept.load(key).run(work.geometry)
+    if run is None and level.name == "timed" and len(candidates) > 1 and not counters.capturing(place):
+        with one_at_a_time:
+            run = kept.load(key).run(work.geometry)  # another thread may have been first
+            if run is None:
+                estimate = partial(rules.modelled_time, work, device=device)
+                run = Run(work.geometry, time_best(work.mode, candidates, estimate, trial, level.do_bench))
+                if seconds_of(run):
+                    kept.record(key, work.geometry, run.timings)
+    unfit = unfit | failed(run)
+    return fastest(candidates, seconds_of(run), unfit) or best(work, device, candidates, unfit)
+
+
+def rules_of(work: Work) -> Any:
+    """The module that knows which configs there are, what each should take, and which one always runs."""
+    return sample_space if work.mode in ("sample_forward", "sample_backward") else space
+
+
+def fastest(candidates: Iterable[Any], seconds: dict[Choice, float], unfit: set[Choice]) -> Any:
+    """Which of the candidates took the least time, the first of several; None if none was timed."""
+    known = {choice(config): config for config in candidates} if seconds else {}
+    timed = [found for found in seconds if found in known and found not in unfit]
+    return known.get(min(timed, key=seconds.__getitem__, default=None))
+
+
+def best(work: Work, device: Device, candidates: Iterable[Any], unfit: set[Choice]) -> Any:
+    """The config of least modelled time, the first of several; if too many failed, what runs anywhere."""
+    rules = rules_of(work)
+    left = [config for config in candidates if choice(config) not in unfit] if unfit else candidates
+    if left and len(unfit) < MOST_FAILURES:
+        return min(left, key=lambda config: rules.modelled_time(work, config, device))
+    if unfit:
+        warnings.warn(
+            f"tritonbn: {len(unfit)} configs of {work.mode} failed on {device.name}; it runs slowly, in small tiles",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return rules.conservative(work, device)
+
+
+def remember(work: Work, device: Device, config: Any, error: BaseException) -> None:
+    """Keep that a config does not run here."""
+    if in_force().name != "off":
+        store.current().record(key_of(work, device), work.geometry, [timing(config, None, describe_failure(error))])

@@ -1,0 +1,73 @@
+"""Time the configs of a task one by one, and keep each timing at once: a sweep may end anywhere, and goes on there.
+
+`for timing in run(task, pending(task)): ...` times all that was not timed before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from . import store
+from .problems import Task
+from .timed import Benchmark, Trial, benchmark, describe_failure, one_at_a_time
+from .timings import Run, Timing, key_of, timing
+
+QUANTILES = (0.5, 0.2, 0.8)
+
+
+class DeviceLostError(RuntimeError):
+    """The GPU does nothing more for this process since a config ran, which is recorded as one that fails."""
+
+
+def recorded(task: Task) -> Run:
+    """What the store has on exactly this geometry."""
+    return store.current().load(key_of(task.work, task.device)).exactly(task.work.geometry)
+
+
+def pending(task: Task, top: int | None = None, again: bool = False) -> list[Any]:
+    """The configs to time, the model's best first: the first `top`, without those that are recorded unless `again`."""
+    first = list(task.configs.items())[:top]
+    known = set() if again else {tuple(timing.config.items()) for timing in recorded(task).timings}
+    return [config for made_from, config in first if made_from not in known]
+
+
+def run(task: Task, configs: Iterable[Any], do_bench: Benchmark | None = None) -> Iterator[Timing]:
+    """Time each config, record what came of it, and yield that; a config that fails is recorded with its failure.
+
+    Timed by Triton's benchmark for the active driver, or by `do_bench` as tritonbn.tuning takes it. Raises
+    torch.OutOfMemoryError where the tensors have no room, DeviceLostError where nothing can go on.
+    """
+    trial, do_bench = task.trial(), do_bench or benchmark()
+    key = key_of(task.work, task.device)
+    for config in configs:
+        with one_at_a_time:
+            found = time(trial, config, do_bench)
+        store.current().record(key, task.work.geometry, [found])
+        if found.seconds is None:
+            require_device(task, found)
+        yield found
+
+
+def time(trial: Trial, config: Any, do_bench: Benchmark) -> Timing:
+    """The median, or why there is none."""
+    try:
+        milliseconds, *_ = do_bench(partial(trial, config), quantiles=QUANTILES)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return timing(config, None, describe_failure(error))
+    return timing(config, milliseconds / 1e3)
+
+
+def require_device(task: Task, after: Timing) -> None:
+    """DeviceLostError if the GPU has not survived a failure."""
+    place = task.case.place
+    try:
+        if place.type != "cpu":
+            torch.get_device_module(place).synchronize()
+    except RuntimeError as error:
+        raise DeviceLostError(f"{task.device.name} does nothing more after {after.config}: {after.failure}") from error

@@ -1,0 +1,113 @@
+"""Time a pass with the configs that the model finds best, by Triton's autotuner."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+
+from .devices import DRIVERS
+from .kernels import forward_kernel
+from .launch import UnfitError
+from .timings import Timing, timing
+
+MOST_TIMED = 8
+"""Configs that a call times before it goes on."""
+
+MOST_OF_A_STRATEGY = 3
+"""Of them: a model that is wrong about one strategy should not keep the others from being tried."""
+
+Benchmark = Callable[..., Sequence[float]]
+"""do_bench(call, quantiles=(0.5, 0.2, 0.8)) as Triton's: these quantiles of the call's time, in milliseconds."""
+
+Trial = Callable[[Any], None]
+"""Runs the work once, cut by a config, on tensors that nobody else holds."""
+
+one_at_a_time = threading.RLock()
+"""What is timed side by side measures the other."""
+
+
+def time_best(
+    what: str, candidates: Sequence[Any], estimate: Callable[[Any], float], trial: Trial, do_bench: Benchmark | None
+) -> list[Timing]:
+    """What came of the configs that an estimate of their seconds finds best; with a warning nothing if none was tried.
+
+    The autotuner has no buffers to restore or to zero: a trial's tensors are its own.
+    """
+    contender = Contender(trial, do_bench)
+    tuner = triton.autotune(
+        configs=[triton.Config({"config": config}, num_warps=config.num_warps) for config in candidates],
+        key=[],
+        prune_configs_by={
+            "early_config_prune": lambda configs, *_, **__: leaders(configs, estimate),
+            "perf_model": lambda *, config, **_: estimate(config),
+            "top_k": MOST_TIMED,
+        },
+        do_bench=contender.time,
+    )(contender)
+    try:
+        tuner.run()
+    except Exception as error:
+        if not contender.timings:
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"tritonbn: nothing was timed for {what}: {reason}", RuntimeWarning, stacklevel=2)
+    return contender.timings
+
+
+def leaders(configs: list[triton.Config], estimate: Callable[[Any], float]) -> list[triton.Config]:
+    """The best of each strategy."""
+    found: dict[str, list[triton.Config]] = {}
+    for config in sorted(configs, key=lambda c: estimate(c.kwargs["config"])):
+        found.setdefault(config.kwargs["config"].strategy, []).append(config)
+    most = MOST_TIMED if len(found) == 1 else MOST_OF_A_STRATEGY
+    return [config for strategy in found.values() for config in strategy[:most]]
+
+
+class Contender:
+    """What Triton's autotuner takes for a kernel: all launches of a pass."""
+
+    arg_names: tuple[str, ...] = ()
+    fn = forward_kernel
+    """The autotuner looks for the name of a function."""
+
+    def __init__(self, trial: Trial, do_bench: Benchmark | None) -> None:
+        self.trial, self.do_bench = trial, do_bench
+        self.timings: list[Timing] = []
+        self.config: Any = None
+
+    def run(self, *, config: Any, **options: Any) -> None:
+        """Run the pass once."""
+        self.config = config
+        self.trial(config)
+
+    def time(self, call: Callable[[], None], quantiles: tuple[float, ...]) -> Sequence[float]:
+        """Milliseconds; infinity where the config fails, whatever the reason."""
+        do_bench = self.do_bench or benchmark()
+        try:
+            taken = do_bench(call, quantiles=quantiles)
+            self.timings.append(timing(self.config, taken[0] / 1e3))
+            return taken
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.timings.append(timing(self.config, None, describe_failure(error)))
+            return [math.inf] * len(quantiles)
+
+
+def benchmark() -> Benchmark:
+    """The active driver's; RuntimeError where there is no GPU to time on."""
+    find = getattr(DRIVERS.active, "get_benchmarker", None)
+    if find is None:
+        raise RuntimeError("expected a GPU to time on, got none")
+    return find()
+
+
+def describe_failure(error: BaseException) -> str:
+    """In a line."""
+    cause = error.__cause__ if isinstance(error, UnfitError) else error
+    return f"{type(cause).__name__}: {cause}".strip().splitlines()[0][:200]
