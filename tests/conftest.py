@@ -49,7 +49,7 @@ def cut(monkeypatch):
     from support import fitted
 
     def choose(*sizes: int, **options: object) -> None:
-        def chosen(work: configs.Work, *_: object) -> configs.Config:
+        def chosen(level: object, work: configs.Work, *_: object) -> configs.Config:
             return fitted(configs.Config(*sizes, **options), work.geometry, work.itemsize)
 
         monkeypatch.setattr(selection, "choose", chosen)
@@ -64,7 +64,7 @@ def cut_samples(monkeypatch):
     """cut_samples(block_c, block_o, block_i, chunk_tiles, run_tiles) makes every sample-wise plan use that config."""
 
     def choose(*sizes: int) -> None:
-        def chosen(work: configs.Work, *_: object) -> sample_configs.SampleConfig:
+        def chosen(level: object, work: configs.Work, *_: object) -> sample_configs.SampleConfig:
             strategy = "short" if sizes[0] >= work.geometry.channels else "long"
             return sample_configs.SampleConfig(*sizes, strategy=strategy)
 

@@ -130,6 +130,19 @@ def test_nothing_of_the_caller_is_touched(runs, activation, memory_format):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_a_backward_pass_in_another_thread_is_chosen_like_its_forward_pass(runs):
+    """As torch's autograd runs it for a GPU."""
+    bench, x = Bench(runs), random(SHAPE).requires_grad_()
+    with tritonbn.tuning("timed", bench):
+        y, *_ = forward(x)
+    timed_forward = len(bench.timed)
+    thread = threading.Thread(target=lambda: y.sum().backward())
+    thread.start()
+    thread.join()
+    assert x.grad is not None
+    assert len(bench.timed) > timed_forward
+
+
 def test_expanded_and_negated_inputs_are_timed_too(runs):
     bench = Bench(runs)
     with tritonbn.tuning("timed", bench):
@@ -197,7 +210,7 @@ def test_threads_time_one_after_the_other(runs):
 
     def choose():
         with tritonbn.tuning("timed", bench):
-            chosen.append(selection.choose(work, case.device, 0, set(), case.place, lambda config: None))
+            chosen.append(selection.choose(selection.in_force(), work, case.device, 0, set(), case.place, lambda config: None))
 
     threads = [threading.Thread(target=choose) for _ in range(4)]
     for thread in threads:

@@ -58,7 +58,9 @@ EPILOGUES = [(None, False), ("relu", False), (None, True), ("relu", True), ("sil
 def test_a_problem_is_what_a_module_asks_for(monkeypatch, layout, activation, residual):
     """Work, and the pass that is timed for it, are those of a real call."""
     asked, original = [], selection.choose
-    monkeypatch.setattr(selection, "choose", lambda work, *args: (asked.append(work), original(work, *args))[1])
+    monkeypatch.setattr(
+        selection, "choose", lambda level, work, *args: (asked.append(work), original(level, work, *args))[1]
+    )
     monkeypatch.setattr(
         launch.Plan, "run", lambda self, *args, run=launch.Plan.run: (ran.append(self.launches), run(self, *args))[1]
     )
@@ -75,7 +77,7 @@ def test_a_problem_is_what_a_module_asks_for(monkeypatch, layout, activation, re
         task = Task(Problem(SHAPE, mode, torch.float32, layout, activation, residual), PLACE)
         assert task.work == asked[number], mode
         config = next(iter(task.configs.values()))
-        assert config == original(task.work, task.device, 3, set(), PLACE, None)
+        assert config == original(selection.in_force(), task.work, task.device, 3, set(), PLACE, None)
         before = ran[number]
         task.trial()(config)
         assert ran[-1] == before, mode
@@ -86,7 +88,9 @@ FORMATS = {"channels_first": "contiguous_format", "channels_last": "channels_las
 
 def test_a_problem_of_sample_norm(monkeypatch):
     asked, original = [], selection.choose
-    monkeypatch.setattr(selection, "choose", lambda work, *args: (asked.append(work), original(work, *args))[1])
+    monkeypatch.setattr(
+        selection, "choose", lambda level, work, *args: (asked.append(work), original(level, work, *args))[1]
+    )
     x = torch.randn(5, 7, device=DEVICE, requires_grad=True)
     weight, bias = (torch.ones(7, device=DEVICE, requires_grad=True) for _ in range(2))
     functional.sample_norm(x, weight, bias).sum().backward()

@@ -41,8 +41,9 @@ class Plans:
     device: Device
     place: torch.device
     """Where the tensors are."""
+    level: selection.Setting = field(default_factory=selection.in_force)
+    """How configs are chosen: for a backward pass, which runs in a thread of its own, as for its forward pass."""
     plans: dict[Any, Any] = field(default_factory=dict)
-
     unfit: dict[Any, set[Choice]] = field(default_factory=dict)
     """The configs of a pass and key that turned out not to run."""
 
@@ -56,11 +57,10 @@ class Plans:
         plan = self.plans.get((share, kind, key))
         if plan is None:
             work = kind.work(self, *key)
-            config = selection.choose(
-                work, self.device, share, self.unfit.get((kind, key), set()), self.place, self.trial(work, kind, key)
-            )
+            unfit, trial = self.unfit.get((kind, key), set()), self.trial(work, kind, key)
+            config = selection.choose(self.level, work, self.device, share, unfit, self.place, trial)
             plan = kind.plan(self, work, config, *key)
-            if not selection.is_put_off(self.place):
+            if not selection.is_put_off(self.level, self.place):
                 self.plans[share, kind, key] = plan
         return plan
 
@@ -91,4 +91,4 @@ class Plans:
             if of == [kind, key]:
                 del self.plans[share, kind, key]
         yield
-        selection.remember(kind.work(self, *key), self.device, config, failure.__cause__)
+        selection.remember(self.level, kind.work(self, *key), self.device, config, failure.__cause__)

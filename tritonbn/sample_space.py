@@ -53,7 +53,7 @@ SPACES: dict[tuple[Mode, Layout], tuple[Space, Space]] = {
 }
 
 LONG = 8192
-"""Elements of a tile of whole rows, from which on rows count as long too."""
+"""Elements of so many whole rows as a tile has at least, from which on they count as long too."""
 
 CROWDED = 16
 """Programs an SM, above which no row needs to be cut for there to be enough of them."""
@@ -63,6 +63,8 @@ def space(work: Work, device: Device, share: int) -> Iterator[SampleConfig]:
     """Every config worth considering that may run; no program waits for another, so `share` does not matter."""
     for found in spaces(work):
         for tile in tiles(work, device, found):
+            if tile.strategy == "long" and power_of_two(work.geometry.channels) * tile.rows < LONG:
+                continue
             for warps in found.num_warps:
                 threads = warps * device.warp_size
                 small = warps == 1 and tile.elements < threads * found.elements[0]
@@ -86,7 +88,7 @@ def tiles(work: Work, device: Device, found: Space) -> Iterator[SampleConfig]:
             height = geometry.outer_size if block_i >= geometry.inner else 1
             for block_o in powers(height, largest // whole // block_i) if block_i >= widths[0] else ():
                 yield SampleConfig(whole, block_o, block_i)
-    elif whole * widths[0] >= LONG:
+    elif whole > 1:
         for block_i in widths:
             for block_c in powers(whole // 2, largest // block_i):
                 yield SampleConfig(block_c, 1, block_i, strategy="long")
@@ -120,12 +122,12 @@ def run_lengths(work: Work, config: SampleConfig, device: Device, found: Space) 
 
 def conservative(work: Work, device: Device) -> SampleConfig:
     """What runs where nothing else does: no thread needs more than a few registers, and no row is cut."""
-    geometry, elements = work.geometry, SAFE_WARPS * device.warp_size * SAFE_ELEMENTS
+    geometry, thread = work.geometry, device.warp_size * SAFE_ELEMENTS
     found = (tile for found in spaces(work) for tile in tiles(work, device, found))
-    config = min(found, key=lambda tile: abs(tile.elements - elements))
+    config = min(found, key=lambda tile: abs(tile.elements - SAFE_WARPS * thread))
     return replace(
         config,
         chunk_tiles=config.column_tiles(geometry),
         run_tiles=math.ceil(config.row_tiles(geometry) / device.sm_count),
-        num_warps=SAFE_WARPS,
+        num_warps=min(WARPS[-1], power_of_two(math.ceil(config.elements / thread))),
     )

@@ -68,7 +68,8 @@ class Tile:
         """How many programs an SM holds at once: none where the registers do not suffice."""
         if registers > MOST_REGISTERS:
             return 0
-        numbers = max(self.config.block_c, 2 * self.config.rows * self.config.num_warps)
+        config = self.config
+        numbers = max(config.block_c, min(config.elements, 2 * config.rows * config.num_warps))
         return self.device.places(self.threads, registers, 4 * self.double * numbers)
 
     def instructions(self, tensors: int, part: float) -> float:

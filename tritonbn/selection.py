@@ -82,14 +82,22 @@ def in_force() -> Setting:
     return blocks[-1] if blocks else Setting(known(os.environ.get(VARIABLE) or "model", VARIABLE))
 
 
-def is_put_off(place: torch.device) -> bool:
+def is_put_off(level: Setting, place: torch.device) -> bool:
     """Whether a choice made now is to be made again, since nothing can be timed while a graph is captured."""
-    return counters.capturing(place) and in_force().name == "timed"
+    return level.name == "timed" and counters.capturing(place)
 
 
-def choose(work: Work, device: Device, share: int, unfit: set[Choice], place: torch.device, trial: Trial) -> Any:
+def choose(
+    level: Setting,
+    work: Work,
+    device: Device,
+    share: int,
+    unfit: set[Choice],
+    place: torch.device,
+    trial: Trial,
+) -> Any:
     """The config to run, without those that turned out not to; for `share` see space.waits_safely."""
-    level, rules = in_force(), rules_of(work)
+    rules = rules_of(work)
     candidates = list(rules.space(work, device, share))
     if level.name == "off":
         return best(work, device, candidates, unfit)
@@ -134,7 +142,7 @@ def best(work: Work, device: Device, candidates: Iterable[Any], unfit: set[Choic
     return rules.conservative(work, device)
 
 
-def remember(work: Work, device: Device, config: Any, error: BaseException) -> None:
+def remember(level: Setting, work: Work, device: Device, config: Any, error: BaseException) -> None:
     """Keep that a config does not run here."""
-    if in_force().name != "off":
+    if level.name != "off":
         store.current().record(key_of(work, device), work.geometry, [timing(config, None, describe_failure(error))])

@@ -117,25 +117,30 @@ def test_nothing_is_planned_or_compiled_twice(monkeypatch):
     assert len(launches("sm_90", x)) == 3
 
 
-def test_a_kernel_that_does_not_compile_is_replaced(monkeypatch):
-    """All launches of the pass are cut anew, also if the first of them was fine."""
-    x = torch.empty((8, 10**5), device="meta")
-    first = [launch.arguments["BLOCK_C"] for launch in launches("sm_90", x)]
+def test_a_config_that_does_not_compile_is_replaced(monkeypatch):
+    """All launches of the pass are cut anew, also where the first of them has been launched."""
     functional._cases.clear()
-    original = triton.JITFunction.warmup
+    original, failed = triton.JITFunction.warmup, []
 
     def warmup(self, *args, **options):
-        if self is sample_gradients_kernel and options["BLOCK_C"] == first[-2]:
+        if self is sample_gradients_kernel and not failed:
+            failed.append(options)
             raise RuntimeError("too large")
         return original(self, *args, **options)
 
     monkeypatch.setattr(triton.JITFunction, "warmup", warmup)
-    done = launches("sm_90", x)
+    done = launches("sm_90", torch.empty((8, 10**5), device="meta"))
+    (case,) = functional._cases.values()
     functional._cases.clear()
-    assert names(done) == ["sample_row_sums_kernel", *names(done)[-3:]] if False else names(done)[-3:]
-    sums, gradients = (launch.arguments for launch in done[-3:-1])
-    assert gradients["BLOCK_C"] != first[-2]
-    assert sums["BLOCK_C"] == gradients["BLOCK_C"]
+    assert failed
+    assert [len(configs) for configs in case.unfit.values()] == [1]
+    assert names(done)[-4:] == ["sample_row_sums_kernel", *list(LONG)[1:], "sample_columns_kernel"]
+    first, sums, gradients, columns = (launch.arguments | {"warps": launch.num_warps} for launch in done[-4:])
+    cut = ("BLOCK_C", "chunks", "run_tiles", "warps")
+    assert [sums[name] for name in cut] == [gradients[name] for name in cut]
+    assert [sums[name] for name in cut] != [first[name] for name in cut]
+    assert gradients["row_sums"] is sums["row_sums"]
+    assert gradients["column_sums"] is columns["column_sums"]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])

@@ -68,7 +68,9 @@ NOTES = (
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = options.command(commands, "inspect", run, "compile kernels, and show what they need", TEXT, EXAMPLES)
+    parser = options.command(
+        commands, "inspect", run, "compile kernels, and show what they need", TEXT, EXAMPLES, options.suites()
+    )
     options.add_problems(parser, default="three layers of resnet50")
     how = parser.add_argument_group("how")
     how.add_argument("--target", metavar="GPU", help="a GPU or architecture (default: the one here, or H100)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import textwrap
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -22,13 +23,15 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 
-def command(commands: Any, name: str, run: Any, summary: str, text: str, examples: str) -> argparse.ArgumentParser:
-    """A parser for one command, whose help ends with examples."""
+def command(
+    commands: Any, name: str, run: Any, summary: str, text: str, examples: str, *more: str
+) -> argparse.ArgumentParser:
+    """A parser for one command, whose help ends with examples, and more."""
     parser = commands.add_parser(
         name,
         help=summary,
         description=text,
-        epilog=f"examples:\n{examples}\n{exits.MEANING}",
+        epilog="\n".join(["examples:", examples, *more, exits.MEANING]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -40,7 +43,7 @@ def add_problems(parser: argparse.ArgumentParser, default: str) -> None:
     """What is tuned or looked at; `default` says what if neither suite nor shapes are given."""
     group = parser.add_argument_group("what")
     which = group.add_mutually_exclusive_group()
-    which.add_argument("--suite", choices=SUITES, help=f"the layers of a network (default: {default})")
+    which.add_argument("--suite", choices=SUITES, metavar="NAME", help=f"layers, see below (default: {default})")
     which.add_argument("--shape", nargs="+", type=sizes, metavar="N,C,...", help="inputs, such as 32,256,56,56")
     group.add_argument("--batch", type=positive, metavar="N", help="batch of the suite, instead of its own")
     for name, choices, usual in (
@@ -52,6 +55,15 @@ def add_problems(parser: argparse.ArgumentParser, default: str) -> None:
         group.add_argument(f"--{name}", nargs="+", choices=choices, metavar=name.upper(), help=text)
     group.add_argument("--activation", choices=ACTIVATIONS, help="computed in the same launch")
     group.add_argument("--residual", action="store_true", help="with a tensor that is added before the activation")
+
+
+def suites() -> str:
+    """All suites, for a help text."""
+    found = ["suites:"]
+    for name, suite in SUITES.items():
+        text = f"{name}: {len(suite.layers)} inputs at batch {suite.batch}, {suite.layout}. {suite.source}"
+        found.append(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="    "))
+    return "\n".join(found)
 
 
 def add_output(parser: argparse.ArgumentParser, csv: bool = True) -> None:

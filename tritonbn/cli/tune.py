@@ -61,7 +61,9 @@ GO_ON = "what was timed is kept, go on with: tritonbn tune --resume"
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = options.command(commands, "tune", run, "time configs on the GPU, and keep the timings", TEXT, EXAMPLES)
+    parser = options.command(
+        commands, "tune", run, "time configs on the GPU, and keep the timings", TEXT, EXAMPLES, options.suites()
+    )
     options.add_problems(parser, default="resnet50")
     how = parser.add_argument_group("how")
     how.add_argument(
