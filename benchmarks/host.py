@@ -18,12 +18,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import tritonbn
-from tritonbn import autograd, functional, plan, targets
+from tritonbn import autograd, counters, functional, plan, targets
+from tritonbn.space import space
 
 SHAPE = (2, 4, 3, 3)
 CALLS = 200
 ROUNDS = 40
 """Calls a round; rounds, ours and theirs in turns."""
+
+FIRST_CALLS = ((32, 64, 112, 112), (32, 2048, 7, 7), (4096, 512), (1, 64, 2048, 2048))
 
 LIMITS = {"forward without gradients": 1.0, "forward": 1.0, "forward + backward": 1.2}
 """How long ours may take, relative to torch."""
@@ -106,8 +109,27 @@ def steps(architecture: str = "sm_90") -> dict[str, float]:
         return dict(zip(parts, microseconds(cleared), strict=True))
 
 
+def first_calls(architecture: str = "sm_90") -> dict[tuple[int, ...], tuple[int, float]]:
+    """For inputs of large layers the configs that the model ranks, and milliseconds of a first call but compilation."""
+    found = {}
+    with targets.compiling_for(architecture) as launches, tritonbn.tuning("model"):
+        for shape in FIRST_CALLS:
+            x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+            def first_call(x: Tensor = x) -> None:
+                functional._cases.clear()
+                tritonbn.batch_norm(x, None, None, training=True)
+                launches.clear()
+
+            (taken,) = microseconds([first_call], calls=1, rounds=5)  # the round before them compiles
+            (case,) = functional._cases.values()
+            work = plan.Forward.work(case, None, False)
+            found[shape] = len(list(space(work, case.device, counters.SHARE))), taken / 1e3
+    return found
+
+
 def show(console: Console) -> float:
-    """Print both tables; seconds of a training forward pass."""
+    """Print all tables; seconds of a training forward pass."""
     table = Table(title=f"Host time of BatchNorm2d on {'x'.join(map(str, SHAPE))}, measured on this CPU, microseconds")
     for column in ("call", "tritonbn", "torch.nn", "ratio", "limit"):
         table.add_column(column, justify="left" if column == "call" else "right")
@@ -121,6 +143,12 @@ def show(console: Console) -> float:
     taken = steps()
     for (name, whole), inside in zip(taken.items(), [*list(taken.values())[1:], 0.0], strict=True):
         table.add_row(name, f"{whole:.1f}", f"{whole - inside:.1f}")
+    console.print(table)
+    table = Table(title="First training forward of a shape, compiled before, measured on this CPU")
+    for column in ("x", "configs ranked", "milliseconds"):
+        table.add_column(column, justify="left" if column == "x" else "right")
+    for shape, (configs, taken) in first_calls().items():
+        table.add_row("x".join(map(str, shape)), str(configs), f"{taken:.1f}")
     console.print(table)
     console.print("tritonbn up to a driver that lists launches; torch.nn with its arithmetic, by ATen on this CPU\n")
     return measured["forward"][0] * 1e-6

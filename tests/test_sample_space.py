@@ -9,6 +9,7 @@ import torch
 from tritonbn import cost, devices, sample_cost, sample_space, selection
 from tritonbn.configs import Work
 from tritonbn.geometry import describe
+from tritonbn.timings import choice
 
 GPUS = [*(devices.named(name) for name in ("H100", "A100", "MI300X", "T4")), devices.INTERPRETER]
 MODES = ["sample_forward", "sample_backward"]
@@ -37,8 +38,7 @@ def test_the_choice_of_a_config_is_sane(shape, transposed, dtype, mode):
     work = work_of(mode, shape, dtype, transposed)
     geometry = work.geometry
     for device in GPUS:
-        config = chosen(work, device)
-        for config in (config, sample_space.conservative(work, device)):
+        for config in (sample_space.conservative(work, device), chosen(work, device)):
             blocks = config.block_c, config.block_o, config.block_i
             assert all(block & (block - 1) == 0 for block in blocks)
             assert config.num_warps * device.warp_size <= 1024
@@ -96,11 +96,9 @@ def test_few_configs_are_compared(mode):
     """A choice takes no longer than that of a batch norm's config."""
     for transposed in (False, True):
         for shape in SHAPES:
-            configs = list(
-                sample_space.space(work_of(mode, shape, torch.float16, transposed), devices.named("H100"), 0)
-            )
-            assert len(set(configs)) == len(configs)
-            assert len({choice for choice in map(selection.choice, configs)}) == len(configs)
+            work = work_of(mode, shape, torch.float16, transposed)
+            configs = list(sample_space.space(work, devices.named("H100"), 0))
+            assert len(set(map(choice, configs))) == len(configs)
             assert 1 <= len(configs) <= 1000
 
 
@@ -109,7 +107,7 @@ def test_after_too_many_failures_what_runs_anywhere_is_chosen(mode):
     work, device, unfit = work_of(mode, (4096, 768), torch.float16), devices.named("H100"), set()
     for _ in range(selection.MOST_FAILURES):
         config = chosen(work, device, unfit)
-        assert selection.choice(config) not in unfit
-        unfit.add(selection.choice(config))
+        assert choice(config) not in unfit
+        unfit.add(choice(config))
     with pytest.warns(RuntimeWarning, match=f"8 configs of {mode} failed on H100"):
         assert chosen(work, device, unfit) == sample_space.conservative(work, device)

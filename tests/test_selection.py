@@ -210,7 +210,9 @@ def test_threads_time_one_after_the_other(runs):
 
     def choose():
         with tritonbn.tuning("timed", bench):
-            chosen.append(selection.choose(selection.in_force(), work, case.device, 0, set(), case.place, lambda config: None))
+            chosen.append(
+                selection.choose(selection.in_force(), work, case.device, 0, set(), case.place, lambda config: None)
+            )
 
     threads = [threading.Thread(target=choose) for _ in range(4)]
     for thread in threads:
@@ -321,3 +323,35 @@ def test_no_warning_otherwise():
     with warnings.catch_warnings(), tritonbn.tuning("model"):
         warnings.simplefilter("error")
         forward(random(SHAPE))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="times with the driver's own benchmark, on a GPU")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_timed_for_real(runs, memory_format):
+    x = random((32, 64, 56, 56), torch.bfloat16).to(memory_format=memory_format).requires_grad_()
+    expected = torch.nn.functional.batch_norm(x, None, None, training=True)
+    dy = torch.randn_like(expected)
+    (expected_dx,) = torch.autograd.grad(expected, x, dy)
+    with tritonbn.tuning("timed"):
+        y = tritonbn.batch_norm(x, None, None, training=True)
+        (dx,) = torch.autograd.grad(y, x, dy)
+    torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(dx, expected_dx, rtol=0.02, atol=0.02)
+    for entry in store.current().entries():
+        (run,) = entry.runs
+        assert all(t.seconds for t in run.timings), [t.failure for t in run.timings]
+        assert entry.key.gpu.startswith(torch.cuda.get_device_name())
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="captures a CUDA graph")
+def test_a_captured_call_is_not_timed(runs):
+    x = random((32, 64, 56, 56), torch.bfloat16)
+    bench = Bench(runs)
+    with tritonbn.tuning("off"):
+        tritonbn.batch_norm(x, None, None, training=True)
+    graph = torch.cuda.CUDAGraph()
+    with tritonbn.tuning("timed", bench), torch.cuda.graph(graph):
+        y = tritonbn.batch_norm(x, None, None, training=True)
+    assert not bench.timed
+    graph.replay()
+    torch.testing.assert_close(y, torch.nn.functional.batch_norm(x, None, None, training=True), rtol=0.02, atol=0.02)

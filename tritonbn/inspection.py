@@ -13,7 +13,7 @@ import torch
 
 from . import targets
 from .configs import Work
-from .cost import READ, WRITTEN, tile_bytes
+from .cost import READ, WRITTEN
 from .machine_code import nvidia_tool
 from .problems import Problem, Task
 from .timed import describe_failure
@@ -92,15 +92,10 @@ def accesses(launch: targets.Launch) -> tuple[int, int]:
     return max(widths), min(widths)
 
 
-def bytes_an_element(work: Work, config: Any, launch: targets.Launch) -> float:
-    """What a launch asks of memory and L2, whole sectors, for each element; what it reads twice counts twice."""
+def bytes_an_element(work: Work, launch: targets.Launch) -> int:
+    """What a launch asks of memory and L2 for each element; what it reads twice counts twice."""
     reads, writes = SWEEPS.get(launch.arguments.get("PHASE") or launch.kernel, (1, 1))
-    asked = (reads * READ[work.mode] + writes * WRITTEN[work.mode]) * work.itemsize
-    if config.lanes:
-        return asked
-    geometry = work.geometry
-    sizes = (geometry.channels, config.block_c), (geometry.outer_size, config.block_o), (geometry.inner, config.block_i)
-    return asked * tile_bytes(work, config) / (math.prod(min(each) for each in sizes) * work.itemsize)
+    return (reads * READ[work.mode] + writes * WRITTEN[work.mode]) * work.itemsize
 
 
 def sass(launch: targets.Launch) -> str:

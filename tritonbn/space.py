@@ -41,7 +41,7 @@ class Space:
 
 ALL: tuple[Strategy, ...] = ("resident", "dataflow", "split")
 FEW, MANY = (8, 16, 32), (16, 32, 64)
-CHUNKS = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
+CHUNKS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
 STAGES = (1, 3)
 
 SPACES: dict[tuple[Mode, Layout], Space] = {
@@ -127,10 +127,9 @@ def streamed(work: Work, config: Config, found: Space) -> Iterator[Config]:
         if tiles_per_chunk >= 2 * config.tiles(work.geometry):
             return
         for stages in found.stages if tiles_per_chunk > 1 else found.stages[:1]:
-            cut = replace(config, tiles_per_chunk=tiles_per_chunk, stages=stages)
             for strategy in found.strategies:
                 if strategy != "resident":
-                    yield replace(cut, strategy=strategy)
+                    yield replace(config, tiles_per_chunk=tiles_per_chunk, stages=stages, strategy=strategy)
 
 
 def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Config]:

@@ -34,7 +34,8 @@ class Key:
     dtype: str
     epilogue: Epilogue
     layout: str
-    alignment: int
+    accesses: int
+    """Elements that one access moves."""
     sizes: tuple[int, ...]
     """Channels, outer and inner size, rounded up to three bits; if folded also the channels and lanes of a run."""
 
@@ -104,7 +105,7 @@ def key_of(work: Work, device: Device) -> Key:
         dtype=str(work.dtype).removeprefix("torch."),
         epilogue=work.epilogue,
         layout="runs" if fold else "rows" if geometry.channels_last else "planes",
-        alignment=fold.alignment if fold else geometry.alignment,
+        accesses=work.accesses,
         sizes=(*map(rounded_up, sizes), *run),
     )
 

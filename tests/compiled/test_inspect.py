@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tritonbn import cli, devices, inspection, launch, targets
+from tritonbn.cli import output
 from tritonbn.cli.exits import FAILED, OK, USAGE
 from tritonbn.problems import Problem, Task
 from tritonbn.timings import choice
@@ -77,15 +78,7 @@ def test_bytes_an_element(mode, strategy, asked):
     found = task(mode=mode)
     config = next(config for config in found.configs.values() if config.strategy == strategy)
     launches = inspection.inspect(found, config).launches
-    assert [inspection.bytes_an_element(found.work, config, launched) for launched in launches] == asked
-
-
-def test_parts_of_sectors_count_as_whole_ones():
-    """Rows of 98 bytes on 32-byte sectors."""
-    found = task(shape=(4, 1, 64, 49), layout="channels_first")
-    config = next(config for config in found.configs.values() if config.strategy == "split" and config.block_i < 49)
-    launched = inspection.inspect(found, config).launches[0]
-    assert inspection.bytes_an_element(found.work, config, launched) >= 2
+    assert [inspection.bytes_an_element(found.work, launched) for launched in launches] == asked
 
 
 def test_csv(capsys):
@@ -183,3 +176,16 @@ def test_a_model_of_what_does_not_compile(capsys, monkeypatch):
     assert cli.main(["tune", "--model-only", "--compile", "--top", "2", *ONE, "--json"]) == FAILED
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["best"] is row["best_seconds"] is row["registers"] is None
+    assert row["failed"] == 2
+
+
+def test_a_config_that_does_not_compile_is_passed_over(capsys, monkeypatch):
+    first, second, *_ = task().configs.values()
+
+    def prepare(plan, *arguments, original=launch.Plan.prepare):
+        return fail() if plan.config == first else original(plan, *arguments)
+
+    monkeypatch.setattr(launch.Plan, "prepare", prepare)
+    assert cli.main(["tune", "--model-only", "--compile", "--top", "2", *ONE, "--json"]) == OK
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["best"], row["failed"]) == (output.short(choice(second)), 1)

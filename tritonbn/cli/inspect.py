@@ -50,7 +50,7 @@ COLUMNS = (
     Column("occupancy", form=percent),
     Column("widest"),
     Column("narrowest"),
-    Column("bytes_an_element", "B/element", "{:.3g}".format),
+    Column("bytes_an_element", "B/element"),
     Column("modelled_seconds", "modelled us", microseconds),
     Column("floor_seconds", "floor us", microseconds),
     Column("ratio", "modelled/floor", "{:.2f}".format),
@@ -149,7 +149,7 @@ def of_launch(made: Inspection, launch: Launch) -> dict[str, Any]:
         "occupancy": occupancy(made.task, launch),
         "widest": widest,
         "narrowest": narrowest,
-        "bytes_an_element": bytes_an_element(made.task.work, made.config, launch),
+        "bytes_an_element": bytes_an_element(made.task.work, launch),
     }
 
 

@@ -14,7 +14,7 @@ from ..inspection import inspect
 from ..problems import Problem, Task
 from ..timings import Run, choice
 from . import gpu, options, plot
-from .exits import OK, USAGE, ExitError
+from .exits import FAILED, OK, USAGE, ExitError
 from .output import LEGEND, Column, Report, microseconds, percent, short, show
 from .progress import bars, compile_ahead
 
@@ -29,6 +29,7 @@ COLUMNS = (
     Column("reached", "floor/modelled", percent),
     Column("registers"),
     Column("spills"),
+    Column("failed"),
     Column("best", left=True),
 )
 
@@ -52,38 +53,40 @@ def run(arguments: argparse.Namespace, problems: Sequence[Problem]) -> int:
     title = f"modelled for {device.name} ({device.arch}), nothing was run"
     if arguments.plot:
         plot.draw(arguments.plot, title, [plot.panel(task, Run(task.work.geometry)) for task in tasks])
-    rows = compiled_rows(tasks, arguments) if arguments.compile else map(row, tasks)
-    show(arguments, Report(title, COLUMNS, list(rows), NOTES), gpu=device.name, source=device.source)
-    return OK
+    rows = list(compiled_rows(tasks, arguments) if arguments.compile else map(row, tasks))
+    show(arguments, Report(title, COLUMNS, rows, NOTES), gpu=device.name, source=device.source)
+    return OK if all(found["best"] for found in rows) else FAILED
 
 
 def row(task: Task) -> dict[str, Any]:
     """The model's best."""
     config = next(iter(task.configs.values()))
-    return fields(task, config, task.modelled(config)) | {"registers": None, "spills": None}
+    return fields(task) | best(task, config, task.modelled(config))
 
 
 def compiled_rows(tasks: Sequence[Task], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The best of the model's first, once the compiler has said what registers they take."""
-    chosen = [
-        (task, config)
-        for task in tasks
-        for config in itertools.islice(task.configs.values(), arguments.top or COMPILED)
-    ]
+    first = arguments.top or COMPILED
+    chosen = [(task, config) for task in tasks for config in itertools.islice(task.configs.values(), first)]
     with bars() as progress:
         compile_ahead(chosen, arguments.jobs, progress)
         found = [inspect(*each) for each in progress.track(chosen, description="reading machine code")]
     for task in tasks:
-        best = min((made for made in found if made.task is task), key=lambda made: made.modelled)
-        yield fields(task, best.config, best.modelled) | {"registers": best.registers, "spills": best.spills}
+        of_task = [made for made in found if made.task is task]
+        least = min(of_task, key=lambda made: made.modelled)
+        failed = {"failed": sum(bool(made.failure) for made in of_task) or None}
+        if not least.failure:
+            failed |= best(task, least.config, least.modelled)
+            failed |= {"registers": least.registers, "spills": least.spills}
+        yield fields(task) | failed
 
 
-def fields(task: Task, config: Any, seconds: float) -> dict[str, Any]:
+def fields(task: Task) -> dict[str, Any]:
     """What every row has."""
-    return options.fields(task.problem) | {
-        "configs": len(task.configs),
-        "best": short(choice(config)),
-        "best_seconds": seconds,
-        "floor_seconds": task.floor,
-        "reached": task.floor / seconds,
-    }
+    empty = {column.key: None for column in COLUMNS}
+    return empty | options.fields(task.problem) | {"configs": len(task.configs), "floor_seconds": task.floor}
+
+
+def best(task: Task, config: Any, seconds: float) -> dict[str, Any]:
+    """The config and its time."""
+    return {"best": short(choice(config)), "best_seconds": seconds, "reached": task.floor / seconds}

@@ -16,8 +16,14 @@ def bars() -> Progress:
     return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
 
 
+FEW = 8
+"""So many kernels are compiled sooner than other processes have started."""
+
+
 def compile_ahead(chosen: Sequence[inspection.Chosen], jobs: int | None, progress: Progress) -> None:
-    """Compile in several processes; what fails shows when it is launched."""
+    """Compile in several processes, a few only if their number is given; what fails shows when it is launched."""
+    if jobs is None and len(chosen) <= FEW:
+        return
     bar = progress.add_task("compiling", total=len(chosen))
     for _ in inspection.compile_ahead(chosen, jobs):
         progress.advance(bar)
