@@ -14,8 +14,7 @@ from tritonbn.cost import LAUNCH, floor, modelled_time
 from tritonbn.devices import Device, named
 from tritonbn.geometry import describe
 from tritonbn.space import choose
-
-from .layers import RESNET50
+from tritonbn.suites import RESNET50
 
 GPUS = ("H100", "A100", "MI300X")
 DTYPE = torch.bfloat16

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import tritonbn
 from tritonbn import reference, targets
+from tritonbn.suites import RESNET50, Layer
 
-from .layers import RESNET50, Layer
 from .timing import interleaved
 
 BATCH = 32

@@ -12,7 +12,7 @@ from tritonbn import counters, functional, launch, reference, sample_plan, sampl
 from tritonbn.functional import sample_norm
 from tritonbn.kernels import sample_gradients_kernel
 
-SHAPE = (40, 24)
+SHAPE = (10, 24)
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +229,7 @@ def bench(call, quantiles):
     timed.append(runs[-1])
     return [1.0 if runs[-1].num_warps == 2 else 2.0] * len(quantiles)
 with tritonbn.backend("triton"), tritonbn.tuning("timed", bench):
-    sample_norm(torch.randn(40, 24))
+    sample_norm(torch.randn(10, 24))
 print(len(timed), runs[-1])
 """
 

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import host, resnet
-from benchmarks.layers import Layer
+from tritonbn.suites import Layer
 
 
 @pytest.mark.parametrize("memory_format", resnet.FORMATS)
