@@ -328,8 +328,16 @@ def test_where_nothing_can_be_kept_nothing_is_timed(tune, capsys, monkeypatch, t
     assert bench.calls == 0
 
 
+def test_without_any_directory(tune, capsys, monkeypatch):
+    monkeypatch.delenv(store.VARIABLE)
+    monkeypatch.setattr(store.platformdirs, "user_cache_dir", lambda name: "~/.cache")  # as where nobody has a home
+    assert tune(Bench(), *ONE) == FAILED
+    assert cli.main(["cache", "clear", "--yes"]) == FAILED
+    assert capsys.readouterr().err.count("set TRITONBN_CACHE to a directory") == 2
+
+
 def test_a_damaged_note_of_what_was_interrupted(tune, capsys, cache):
-    for text in ("", "[]", '{"arguments": 1, "more": 2}'):
+    for text in ("", "[]", '{"arguments": 1}', '{"arguments": [], "done": "1"}'):
         cache.mkdir(exist_ok=True)
         (cache / unfinished.NAME).write_text(text)
         assert tune(Bench(), "--resume") == FAILED
@@ -507,13 +515,18 @@ def test_the_ranking_of_what_cannot_be_ranked(capsys):
     kept.record(key, work.geometry, [one])
     kept.record(timings.Key(**vars(key) | {"gpu": "a GPU of glass"}), work.geometry, [one])
     kept.record(timings.Key(**vars(key) | {"dtype": "int8"}), work.geometry, [one])
+    alike = [timings.timing(config, 1e-5) for config in task("backward").configs.values()]
+    kept.record(timings.key_of(task("backward").work, device), task("backward").work.geometry, alike)
     assert cli.main(["cache", "ranking", "--csv"]) == OK
-    problems = sorted(row["problem"] for row in rows(capsys.readouterr().out))
-    assert [problem.split(",")[0] for problem in problems] == [
+    found = rows(capsys.readouterr().out)
+    assert sorted(row["problem"].split(",")[0] for row in found) == [
+        "",
         "expected a key of one of torch.float16",
         "expected a name",
         "fewer than two configs of today's space were timed",
     ]
+    assert cli.main(["cache", "ranking"]) == OK
+    assert "median" not in capsys.readouterr().out, "where all take the same time nothing is ranked"
 
 
 def test_timings_are_forgotten(tune, capsys, cache, monkeypatch):

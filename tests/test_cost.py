@@ -70,6 +70,16 @@ def test_more_bytes_are_never_cheaper(work, device, data):
 
 @settings(max_examples=100, deadline=None)
 @given(works(), st.sampled_from(GPUS), st.data())
+def test_what_lies_beside_costs(work, device, data):
+    config = some(data.draw, work, device)
+    beside = replace(work, read_beside=1.0, written_beside=1 / 16)
+    assert floor(beside, device) > floor(work, device)
+    assert modelled_time(beside, config, device) > modelled_time(work, config, device)
+    assert modelled_time(beside, config, device) >= floor(beside, device)
+
+
+@settings(max_examples=100, deadline=None)
+@given(works(), st.sampled_from(GPUS), st.data())
 def test_slower_memory_is_never_faster(work, device, data):
     config = some(data.draw, work, device)
     slower = replace(device, bandwidth=device.bandwidth / 2)

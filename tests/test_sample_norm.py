@@ -1,8 +1,11 @@
 """sample_norm, Keras' mode 1, against float64: layouts, dtypes, every cut of the work, gradients, bad input."""
 
+import contextlib
+
 import pytest
 import torch
 from support import DEVICE, DTYPES, LAYOUTS, compare_samples, random, vector
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tritonbn
 from tritonbn import launch, reference, sample_configs
@@ -161,6 +164,13 @@ def test_aten_computes_the_same():
         y = sample_norm(x.half(), **vectors)
     assert y.dtype == torch.float16
     torch.testing.assert_close(y.double(), reference.sample_norm(x.half(), **vectors), rtol=1e-3, atol=1e-3)
+
+
+def test_a_call_on_a_tensor_without_data_leaves_nothing_behind():
+    shape = (3, 11)
+    with FakeTensorMode(), contextlib.suppress(RuntimeError, UserWarning):
+        sample_norm(torch.empty(shape, device=DEVICE, requires_grad=True))
+    compare_samples(random(shape))
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0,)], ids=str)

@@ -228,7 +228,7 @@ def test_threads_time_one_after_the_other(runs):
 def test_a_config_that_fails_is_passed_over_and_kept_as_failed(runs, cache):
     bench = Bench(runs, error=lambda config: config.strategy == "resident")
     with tritonbn.tuning("timed", bench):
-        y, mean, _ = forward(random(SHAPE))
+        y, *_ = forward(random(SHAPE))
     assert runs[-1].strategy != "resident"
     torch.testing.assert_close(y, torch.nn.functional.batch_norm(random(SHAPE), None, None, training=True))
     (entry,) = store.current().entries()
@@ -242,14 +242,41 @@ def test_if_all_fail_what_runs_anywhere_does(runs, cache):
     x = random(SHAPE)
     bench = Bench(runs, error=lambda config: True)
     with tritonbn.tuning("timed", bench), pytest.warns(RuntimeWarning, match="8 configs of forward failed") as caught:
-        y, *_ = forward(x)
-        forward(x)
+        y, _ = [forward(x)[0] for _ in range(2)]
     assert len(caught) == 1
     (case,) = functional._cases.values()
     assert runs[-1] == space.conservative(case_work(case), case.device)
     assert runs[-1].strategy == "split"
     torch.testing.assert_close(y, torch.nn.functional.batch_norm(x, None, None, training=True))
     assert not list(cache.glob("*.json")), "a machine on which nothing runs says nothing about the next one"
+
+
+@pytest.mark.parametrize("milliseconds", [float("nan"), -1.0, float("inf")])
+def test_a_clock_that_says_nonsense(runs, cache, milliseconds):
+    """Such a config counts as failed; the file stays one that can be read."""
+    with tritonbn.tuning("timed", lambda call, quantiles: call() or [milliseconds if len(runs) == 1 else 1.0] * 3):
+        forward(random(SHAPE))
+        forget()
+        forward(random(SHAPE))
+    failures = [t.failure for entry in store.current().entries() for t in entry.runs[0].timings if t.seconds is None]
+    assert failures == [f"expected a time in seconds, got {milliseconds / 1e3}"]
+
+
+def test_a_clock_that_is_too_coarse(runs, cache):
+    with tritonbn.tuning("timed", lambda call, quantiles: call() or [0.0] * 3):
+        forward(random(SHAPE))
+    (entry,) = store.current().entries()
+    assert all(t.seconds == timings.SHORTEST for t in entry.runs[0].timings)
+
+
+def test_a_benchmark_that_breaks_says_nothing_of_configs(runs, cache):
+    def bench(call, quantiles):
+        raise RuntimeError("no events left")
+
+    with tritonbn.tuning("timed", bench), pytest.warns(RuntimeWarning, match="nothing was timed.*no events left"):
+        forward(random(SHAPE))
+    assert len(runs) == 1
+    assert not list(cache.glob("*.json"))
 
 
 def test_without_memory_to_time_on(runs):

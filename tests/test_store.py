@@ -119,7 +119,6 @@ def test_the_environment_names_the_project(tmp_path, monkeypatch):
     store.store_in.cache_clear()
 
 
-
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
 def test_fuzzed_files_are_set_aside(tmp_path, data):
@@ -179,8 +178,7 @@ def test_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     found = Store(tmp_path / "file" / "timings")
     with pytest.warns(RuntimeWarning, match="timings are not kept on disk") as caught:
-        found.record(KEY, WORK.geometry, TIMINGS)
-        found.record(KEY, WORK.geometry, [timing(SLOW, 3e-5)])
+        [found.record(KEY, WORK.geometry, timed) for timed in (TIMINGS, [timing(SLOW, 3e-5)])]
     assert len(caught) == 1
     assert timings.seconds_of(found.load(KEY).runs[0])[timings.choice(SLOW)] == 3e-5, "kept as long as the process"
     assert [entry.key for entry in found.entries()] == [KEY]

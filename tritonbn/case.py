@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .geometry import describe
 from .launch import Strides, statistics_dtype, walkable_beside
-from .plans import Pass as Pass
 from .plans import Plans
 
 

@@ -37,6 +37,10 @@ class Work:
     dtype: torch.dtype
     """Of the input."""
     epilogue: Epilogue = "none"
+    read_beside: float = 0.0
+    """Elements of a residual, of its gradient or of signs that are read for each of the input."""
+    written_beside: float = 0.0
+    """The same for what is written."""
 
     @cached_property
     def itemsize(self) -> int:

@@ -156,14 +156,15 @@ def most_registers(config: Config, per_sm: int, device: Device) -> int:
 def shared_needed(work: Work, config: Config) -> int:
     """Bytes of shared memory that suffice for a program."""
     results = 8 * max(config.block_i if config.lanes else config.block_c * config.num_warps, 64)
-    tensors = READ[work.mode] + (work.epilogue == "value")
+    tensors = READ[work.mode] + math.ceil(work.read_beside)
     return max(results, (config.stages - 1) * tensors * config.elements * work.itemsize)
 
 
 def floor(work: Work, device: Device) -> float:
     """Seconds in which the memory moves every tensor once."""
     elements = work.geometry.channels * work.geometry.values
-    return elements * work.itemsize * (READ[work.mode] + WRITTEN[work.mode]) / device.bandwidth
+    moved = READ[work.mode] + work.read_beside + WRITTEN[work.mode] + work.written_beside
+    return elements * work.itemsize * moved / device.bandwidth
 
 
 def modelled_time(work: Work, config: Config, device: Device, registers: int | None = None, spills: int = 0) -> float:
@@ -199,19 +200,22 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
         again = waves - 1 if waiting and chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
         return waves * busy * (moved * chunk + vectors + spilled) / share + (computing + waits) * (1 + again)
 
-    reads, writes, instructions = READ[mode], WRITTEN[mode], INSTRUCTIONS[mode]
+    reads, writes, instructions = READ[mode], WRITTEN[mode] + work.written_beside, INSTRUCTIONS[mode]
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
     if mode != "inference" and chunks > 1:
         time += MERGED * chunks * max(1.0, config.block_c / 64)
     if config.strategy == "resident" or mode in ("inference", "sums"):
         waits = EXCHANGE if config.strategy == "resident" and chunks > 1 else 0
-        return time + sweep(reads + writes, instructions, waits)
+        return time + sweep(reads + work.read_beside + writes, instructions, waits)
+    later = work.read_beside
+    if mode == "backward":
+        reads, later = reads + later, 0
     kept = reads * geometry.channels * geometry.values * itemsize
     if config.strategy == "dataflow":
         kept = min(kept, reads * chunk * (slots + 2 * config.window * chunks))
     found = kept <= L2_SHARE * device.l2_bytes and not (config.strategy == "dataflow" and geometry.channels_last)
     again = reads / (L2_SPEED if found else 1)
-    time += sweep(reads, instructions / 2, 0) + sweep(again + writes, instructions / 2, 0)
+    time += sweep(reads, instructions / 2, 0) + sweep(again + later + writes, instructions / 2, 0)
     return time + (EXCHANGE if config.strategy == "dataflow" else LAUNCH)
 
 

@@ -177,6 +177,8 @@ def form(tensor: Tensor | None) -> tuple[Any, ...] | None:
 
 def remember(key: tuple[Any, ...], case: AnyCase) -> AnyCase:
     """The case, to be found by its key from now on; the oldest make room."""
+    if isinstance(case, Case) and case.statistics.__class__ is not Tensor:
+        return case  # made of a fake tensor, as tracing has them: nothing for real ones
     with _remembering:
         while len(_cases) >= MOST_CASES:
             del _cases[next(iter(_cases))]

@@ -145,7 +145,7 @@ class Forward:
     @staticmethod
     def work(case: Case, residual: Strides | None, keeps_signs: bool) -> Work:
         """What a config is chosen for."""
-        return work_of(case, "forward", residual, case.x, case.like)
+        return work_of(case, "forward", residual, case.x, case.like, writes_signs=keeps_signs)
 
     @staticmethod
     def plan(case: Case, work: Work, config: Config, residual: Strides | None, keeps_signs: bool) -> Plan:
@@ -179,7 +179,7 @@ class Inference:
     @staticmethod
     def work(case: Case, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool) -> Work:
         """What a config is chosen for."""
-        return work_of(case, "inference", residual, case.x, case.like)
+        return work_of(case, "inference", residual, case.x, case.like, writes_signs=keeps_signs)
 
     @staticmethod
     def plan(
@@ -221,7 +221,8 @@ class Backward:
     ) -> Work:
         """What a config is chosen for."""
         mode = "backward" if case.training and dx else "sums" if dweight or dbias else "inference"
-        return work_of(case, mode, residual, case.x, dy, case.like)
+        strides = case.x, dy, case.like
+        return work_of(case, mode, residual, *strides, reads_signs=signs, writes_dresidual=dresidual)
 
     @staticmethod
     def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
@@ -268,10 +269,26 @@ class Backward:
         return run
 
 
-def work_of(case: Case, mode: Mode, residual: Strides | None, *strides: Strides) -> Work:
-    """Tensors walked in the order of the last, with the residual (or the last) in front."""
+def work_of(
+    case: Case,
+    mode: Mode,
+    residual: Strides | None,
+    *strides: Strides,
+    reads_signs: bool = False,
+    writes_signs: bool = False,
+    writes_dresidual: bool = False,
+) -> Work:
+    """Tensors walked in the order of the last, with the residual (or the last) in front; and what lies beside them."""
     geometry = describe(case.shape, case.axis, strides[-1] if residual is None else residual, *strides)
-    return Work(mode, geometry, case.dtype, epilogue_of(mode, case.activation, residual is not None))
+    sign = 1 / (8 * case.dtype.itemsize)
+    return Work(
+        mode,
+        geometry,
+        case.dtype,
+        epilogue_of(mode, case.activation, residual is not None),
+        read_beside=(residual is not None) + reads_signs * sign,
+        written_beside=writes_dresidual + writes_signs * sign,
+    )
 
 
 def epilogue_of(mode: Mode, activation: str | None, has_residual: bool) -> Epilogue:

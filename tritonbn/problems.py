@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from . import counters, functional, plan, sample_plan, selection
-from .case import Case, Pass
+from .case import Case
 from .configs import Work
 from .cost import floor
 from .devices import Device
+from .plans import Pass
 from .sample_case import SampleCase
 from .suites import Layout
 from .timed import Trial

@@ -65,7 +65,7 @@ def work_of(key: Key, run: Run) -> Work:
     """What a run was timed for; ValueError if the key's dtype is none that is normalized."""
     for dtype in DTYPES:
         if str(dtype) == f"torch.{key.dtype}":
-            return Work(key.mode, run.geometry, dtype, key.epilogue)
+            return Work(key.mode, run.geometry, dtype, key.epilogue, *key.beside)
     raise ValueError(f"expected a key of one of {', '.join(map(str, DTYPES))}, got {key.dtype}")
 
 

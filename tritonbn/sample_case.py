@@ -31,9 +31,11 @@ class SampleCase(Plans):
     def __post_init__(self) -> None:
         self.axis = len(self.shape) - 1
         self.columns = self.shape[-1]
-        one = torch.empty((), dtype=statistics_dtype(self.dtype), device=self.place)
-        self.statistics = one.expand(2, self.shape.numel() // self.columns)
-        """Of the form of mean and sigma; what is like it has memory of its own."""
+        self.rows = self.shape.numel() // self.columns
+
+    def statistics(self) -> Tensor:
+        """Room for mean and sigma of every row."""
+        return torch.empty((2, self.rows), dtype=statistics_dtype(self.dtype), device=self.place)
 
     def vector(self, dtype: torch.dtype | None) -> Tensor | None:
         """Room for a number a column; None for None."""

@@ -47,7 +47,7 @@ def launch_forward(
     keeps_statistics: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The same by this plan."""
-    y, statistics = torch.empty_like(x), torch.empty_like(case.statistics) if keeps_statistics else None
+    y, statistics = torch.empty_like(x), case.statistics() if keeps_statistics else None
     if not case.dense:
         weight, bias = dense(weight), dense(bias)
     if plan.kernel is sample_long_forward_kernel:
@@ -190,7 +190,7 @@ class Backward:
     def trial(case: SampleCase, dy: Strides, dx: bool, dweight: bool, dbias: bool) -> Callable[[BackwardPlan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
         x, gradient, weight = scratch.like(case, case.x), scratch.like(case, dy), ones(case)[0]
-        statistics = torch.ones_like(case.statistics)
+        statistics = case.statistics().fill_(1)
         dx_of = scratch.like(case, case.like) if dx else None
         dweight_of = case.vector(case.weight) if dweight else None
         dbias_of = case.vector(case.bias) if dbias else None

@@ -28,7 +28,7 @@ class Space:
     """Of a tile, that a thread has; fewer where one warp is too many for the tile."""
     num_warps: tuple[int, ...]
     sectors: tuple[int, ...] = (1,)
-    """Of neighbouring rows, at least, or exactly where rows are long; of columns, by layout."""
+    """That a tile has of neighbouring rows, where these are adjacent in memory; a short one has the first or more."""
     chunks: tuple[int, ...] = (1,)
     """Most of a row."""
     run_tiles: tuple[int, ...] = ()
@@ -53,7 +53,7 @@ SPACES: dict[tuple[Mode, Layout], tuple[Space, Space]] = {
 }
 
 LONG = 8192
-"""Elements of so many whole rows as a tile has at least, from which on they count as long too."""
+"""Elements of a tile of whole rows, from which on they may be cut as long ones too."""
 
 CROWDED = 16
 """Programs an SM, above which no row needs to be cut for there to be enough of them."""

@@ -51,8 +51,7 @@ class Store:
     def record(self, key: Key, geometry: Geometry, timings: Iterable[Timing]) -> None:
         """Keep these timings; where they cannot be written, for the rest of this process, and say so once."""
         added = Entry(key)
-        for timing in timings:
-            added.exactly(geometry).add(timing)
+        added.exactly(geometry).add(timings)
         self.recorded.setdefault(key, Entry(key)).merge(added)
         if self.is_written:
             try:

@@ -45,14 +45,14 @@ def run(task: Task, configs: Iterable[Any], do_bench: Benchmark | None = None) -
     key = key_of(task.work, task.device)
     for config in configs:
         with one_at_a_time:
-            found = time(trial, config, do_bench)
+            found = time_one(trial, config, do_bench)
         store.current().record(key, task.work.geometry, [found])
         if found.seconds is None:
             require_device(task, found)
         yield found
 
 
-def time(trial: Trial, config: Any, do_bench: Benchmark) -> Timing:
+def time_one(trial: Trial, config: Any, do_bench: Benchmark) -> Timing:
     """The median, or why there is none."""
     try:
         milliseconds, *_ = do_bench(partial(trial, config), quantiles=QUANTILES)

@@ -85,18 +85,20 @@ class Contender:
         self.config = config
         self.trial(config)
 
-    def time(self, call: Callable[[], None], quantiles: tuple[float, ...]) -> Sequence[float]:
-        """Milliseconds; infinity where the config fails, whatever the reason."""
-        do_bench = self.do_bench or benchmark()
+    def time(self, call: Callable[[], None], quantiles: tuple[float, ...]) -> list[float]:
+        """The median, for all quantiles; infinity where the config fails, whatever the reason."""
+        do_bench, self.config = self.do_bench or benchmark(), None
         try:
-            taken = do_bench(call, quantiles=quantiles)
-            self.timings.append(timing(self.config, taken[0] / 1e3))
-            return taken
+            milliseconds, *_ = do_bench(call, quantiles=quantiles)
+            found = timing(self.config, milliseconds / 1e3)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            self.timings.append(timing(self.config, None, describe_failure(error)))
-            return [math.inf] * len(quantiles)
+            if self.config is None:
+                raise  # of the benchmark itself
+            found = timing(self.config, None, describe_failure(error))
+        self.timings.append(found)
+        return [found.seconds or math.inf] * len(quantiles)
 
 
 def benchmark() -> Benchmark:

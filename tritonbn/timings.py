@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from operator import attrgetter
@@ -16,6 +16,9 @@ import triton
 from .configs import Epilogue, Mode, Work
 from .devices import Device
 from .geometry import Geometry
+
+SHORTEST, LONGEST = 1e-9, 3600.0
+"""Seconds."""
 
 FORMAT = 1
 """Of the files: to be raised with every change of what is in them."""
@@ -33,6 +36,8 @@ class Key:
     mode: Mode
     dtype: str
     epilogue: Epilogue
+    beside: tuple[float, float]
+    """What is read and written beside x, dy, y and dx, in elements."""
     layout: str
     accesses: int
     """Elements that one access moves."""
@@ -46,7 +51,7 @@ class Timing:
 
     config: dict[str, int | bool | str | None]
     """Its choice, by name."""
-    seconds: Annotated[float, msgspec.Meta(gt=0, lt=3600)] | None
+    seconds: Annotated[float, msgspec.Meta(gt=0, lt=LONGEST)] | None
     failure: str = ""
 
 
@@ -57,10 +62,10 @@ class Run:
     geometry: Geometry
     timings: list[Timing] = field(default_factory=list)
 
-    def add(self, timing: Timing) -> None:
-        """Keep this timing instead of an older one of the same config."""
-        self.timings = [other for other in self.timings if other.config != timing.config]
-        self.timings.append(timing)
+    def add(self, timings: Iterable[Timing]) -> None:
+        """Keep these timings instead of older ones of the same configs."""
+        newest = {tuple(timing.config.items()): timing for timing in (*self.timings, *timings)}
+        self.timings = list(newest.values())
 
 
 @dataclass
@@ -86,9 +91,7 @@ class Entry:
     def merge(self, other: Entry) -> None:
         """Take over all timings of another entry."""
         for run in other.runs:
-            mine = self.exactly(run.geometry)
-            for timing in run.timings:
-                mine.add(timing)
+            self.exactly(run.geometry).add(run.timings)
 
 
 def key_of(work: Work, device: Device) -> Key:
@@ -104,6 +107,7 @@ def key_of(work: Work, device: Device) -> Key:
         mode=work.mode,
         dtype=str(work.dtype).removeprefix("torch."),
         epilogue=work.epilogue,
+        beside=(work.read_beside, work.written_beside),
         layout="runs" if fold else "rows" if geometry.channels_last else "planes",
         accesses=work.accesses,
         sizes=(*map(rounded_up, sizes), *run),
@@ -143,8 +147,10 @@ def chosen_fields(kind: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[An
 
 
 def timing(config: Any, seconds: float | None, failure: str = "") -> Timing:
-    """Of a config of any kind."""
-    return Timing(dict(choice(config)), seconds, failure)
+    """Of a config of any kind; a clock that says nothing sensible counts as a failure, no time as next to none."""
+    if seconds is not None and not 0 <= seconds < LONGEST:
+        seconds, failure = None, f"expected a time in seconds, got {seconds}"
+    return Timing(dict(choice(config)), seconds if seconds is None else max(seconds, SHORTEST), failure)
 
 
 def seconds_of(run: Run | None) -> dict[Choice, float]:

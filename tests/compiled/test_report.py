@@ -23,7 +23,7 @@ def test_a_layer_compiled(channels, spatial, widths, memory_format):
 
 
 def test_host_time_of_every_call_and_step(monkeypatch, capsys):
-    monkeypatch.setattr(host, "microseconds", lambda functions: [(function(), 2.0)[1] for function in functions])
+    monkeypatch.setattr(host, "microseconds", lambda functions, **_: [(function(), 2.0)[1] for function in functions])
     assert host.show(Console(width=120)) == 2e-6
     printed = capsys.readouterr().out
     assert all(name in printed for name in host.LIMITS)

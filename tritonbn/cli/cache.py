@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from rich.prompt import Confirm
 from .. import ranking, store
 from ..timings import Entry, Key, Run, key_of, seconds_of, source_hash
 from . import gpu, options
+from .directory import written
 from .exits import FAILED, OK, USAGE, ExitError
 from .output import LEGEND, Column, Report, microseconds, percent, short, show, show_json
 
@@ -93,7 +95,7 @@ def show_timings(arguments: argparse.Namespace) -> int:
 def show_ranking(arguments: argparse.Namespace) -> int:
     """Print for every run how well the model ranks it."""
     rows = [fields(entry, run) | ranked(entry.key, run) for entry, run in runs()]
-    spearman, regret = ([row[name] for row in rows if row[name] is not None] for name in ("spearman", "regret"))
+    spearman, regret = ([row[name] for row in rows if is_finite(row[name])] for name in ("spearman", "regret"))
     notes = [
         "spearman: rank correlation of the model and what was measured, 1 at best.",
         "regret: how much slower the best of the model's first eight is than the best that was timed, 0% at best.",
@@ -102,6 +104,11 @@ def show_ranking(arguments: argparse.Namespace) -> int:
         notes.append(f"median spearman {statistics.median(spearman):.2f}, worst regret {max(regret):.0%}")
     show(arguments, Report("the model beside what was measured", RANKED, rows, tuple(notes)))
     return OK
+
+
+def is_finite(value: float | None) -> bool:
+    """Whether it is a number that can be compared."""
+    return value is not None and math.isfinite(value)
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -119,14 +126,14 @@ def take(arguments: argparse.Namespace) -> int:
         count = store.current().take(arguments.file)
     except ValueError as error:
         raise ExitError(FAILED, f"{arguments.file} is no export of timings: {error}") from error
-    except (OSError, TimeoutError) as error:
+    except OSError as error:
         raise ExitError(FAILED, f"cannot import {arguments.file}: {error}") from error
     return done(arguments, f"{count} entries taken over from {arguments.file}", entries=count, file=str(arguments.file))
 
 
 def forget(arguments: argparse.Namespace) -> int:
     """Delete files."""
-    (directory, *others) = store.current().directories
+    directory, others = written(), store.current().directories[1:]
     files = [path for path in sorted(directory.glob("*.json")) if not arguments.stale or is_stale(path)]
     question = f"Delete {len(files)} files of timings in {directory}?"
     if files and not arguments.yes:
@@ -184,7 +191,7 @@ def ranked(key: Key, run: Run) -> dict[str, Any]:
         work, here = ranking.work_of(key, run), gpu.here()
         device = here if here and key_of(work, here).gpu == key.gpu else ranking.device_of(key)
         found = ranking.rank(work, device, run)
-    except ValueError as error:
+    except (ArithmeticError, ValueError) as error:
         return {"spearman": None, "regret": None, "problem": str(error)}
     if found.timed < 2:
         return {"spearman": None, "regret": None, "problem": "fewer than two configs of today's space were timed"}

@@ -74,11 +74,11 @@ def compiled_rows(tasks: Sequence[Task], arguments: argparse.Namespace) -> Itera
     for task in tasks:
         of_task = [made for made in found if made.task is task]
         least = min(of_task, key=lambda made: made.modelled)
-        failed = {"failed": sum(bool(made.failure) for made in of_task) or None}
+        compiled = fields(task) | {"failed": sum(bool(made.failure) for made in of_task) or None}
         if not least.failure:
-            failed |= best(task, least.config, least.modelled)
-            failed |= {"registers": least.registers, "spills": least.spills}
-        yield fields(task) | failed
+            compiled |= best(task, least.config, least.modelled)
+            compiled |= {"registers": least.registers, "spills": least.spills}
+        yield compiled
 
 
 def fields(task: Task) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def command(
         name,
         help=summary,
         description=text,
-        epilog="\n".join(["examples:", examples, *more, exits.MEANING]),
+        epilog="\n".join(["examples:", examples, *more, "", exits.MEANING]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -61,7 +61,7 @@ def suites() -> str:
     """All suites, for a help text."""
     found = ["suites:"]
     for name, suite in SUITES.items():
-        text = f"{name}: {len(suite.layers)} inputs at batch {suite.batch}, {suite.layout}. {suite.source}"
+        text = f"{name} ({len(suite.layers)} inputs, batch {suite.batch}, {suite.layout}): {suite.source}"
         found.append(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="    "))
     return "\n".join(found)
 

@@ -20,11 +20,11 @@ from rich.table import Table
 MARKS = {"tiles_per_chunk": "t", "chunk_tiles": "t", "run_tiles": "r", "stages": "s", "lanes": "l"}
 
 LEGEND = (
-    "config: strategy, tile as channels x outer x inner, w warps, t tiles a chunk, r tiles a run, s stages, l lanes"
+    "config: strategy, tile (channels x outer x inner), w warps, t tiles a chunk and r a run, s stages, l lanes, packed"
 )
 
-
 UNLIMITED = 10000
+"""Columns of what is no terminal's window."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def percent(part: float) -> str:
 def short(made_from: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
     """A config's choice (timings.choice) in a few words: see LEGEND."""
     values = dict(made_from)
-    words = [values["strategy"], "x".join(str(values[f"block_{axis}"]) for axis in "coi"), f"w{values['num_warps']}"]
+    tile = "x".join(str(values.get(f"block_{axis}", "?")) for axis in "coi")
+    words = [str(values.get("strategy", "?")), tile, f"w{values.get('num_warps', '?')}"]
     words += [f"{mark}{values[name]}" for name, mark in MARKS.items() if values.get(name, 1) > 1]
     return " ".join(words + ["packed"] * values.get("packed", False))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from .. import store
+from .directory import written
 from .exits import FAILED, USAGE, ExitError
 
 NAME = "unfinished-sweep"
@@ -25,7 +27,7 @@ class Unfinished:
         """Keep it; ends the command where nothing can be kept, since neither could timings."""
         try:
             path().parent.mkdir(parents=True, exist_ok=True)
-            store.replace_file(path(), json.dumps(vars(self)).encode())
+            store.replace_file(path(), msgspec.json.encode(self))
         except OSError as error:
             where = f"set {store.VARIABLE} to a directory that can be written"
             raise ExitError(FAILED, f"timings cannot be kept: {error}; {where}") from error
@@ -34,10 +36,10 @@ class Unfinished:
     def load() -> Unfinished:
         """The last one; ends the command if there is none."""
         try:
-            return Unfinished(**json.loads(path().read_bytes()))
+            return msgspec.json.decode(path().read_bytes(), type=Unfinished)
         except OSError as error:
             raise ExitError(USAGE, f"--resume: no sweep was interrupted ({path()} is not there)") from error
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ExitError(FAILED, f"--resume: {path()} is damaged: {error}") from error
 
     @staticmethod
@@ -48,7 +50,4 @@ class Unfinished:
 
 def path() -> Path:
     """Where it is kept."""
-    directories = store.current().directories
-    if not directories:
-        raise ExitError(FAILED, f"timings cannot be kept: set {store.VARIABLE} to a directory")
-    return directories[0] / NAME
+    return written() / NAME
