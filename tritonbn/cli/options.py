@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -89,6 +90,11 @@ def positive(text: str) -> int:
     if not text.strip().isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)
+
+
+def some(text: str) -> int:
+    """A whole number from 1 on, or "all"."""
+    return sys.maxsize if text == "all" else positive(text)
 
 
 def problems(arguments: argparse.Namespace, default: Suite) -> list[Problem]:

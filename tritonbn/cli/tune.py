@@ -20,7 +20,7 @@ from .progress import bars, compile_ahead
 from .unfinished import Unfinished
 
 TEXT = """\
-Time every config of batch norm's kernels on this GPU. What is fastest is what tritonbn runs from then on.
+Time the configs of batch norm's kernels on this GPU. What is fastest is what tritonbn runs from then on.
 
 Configs are timed from the model's best to its worst, with a cold L2. Every timing is written as it comes: stop with
 Ctrl-C or kill -9, and go on with --resume or by the same command; nothing is lost, and nothing is timed twice.
@@ -31,6 +31,7 @@ EXAMPLES = """\
   tritonbn tune --shape 32,256,56,56 --layout channels_last     one input
   tritonbn tune --suite unet --mode forward --top 20            the model's best twenty of each layer
   tritonbn tune --suite mlp --activation relu --plot mlp.png    with an epilogue; a plot of time against config
+  tritonbn tune --shape 4096,1024 --top all                     every config that may run: hundreds
   tritonbn tune --resume                                        go on with what was interrupted
   tritonbn tune --model-only --target h100 --compile            without a GPU: the model, with compiled registers
 """
@@ -56,6 +57,9 @@ NOTES = (
     LEGEND,
 )
 
+TOP = 32
+"""Configs of each pass and input, of the hundreds that may run."""
+
 GO_ON = "what was timed is kept, go on with: tritonbn tune --resume"
 
 
@@ -67,7 +71,7 @@ def add(commands: Any) -> None:
     options.add_problems(parser, default="resnet50")
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--top", type=options.positive, metavar="N", help="the model's best N configs of each (default: all)"
+        "--top", type=options.some, metavar="N", help=f"the model's best N configs of each, or all (default: {TOP})"
     )
     how.add_argument("--again", action="store_true", help="time what was timed before, too")
     how.add_argument("--resume", action="store_true", help="go on with the last command that was interrupted; alone")
@@ -152,7 +156,7 @@ def time_all(arguments: argparse.Namespace, tasks: Sequence[Task], unfinished: U
 def remaining(arguments: argparse.Namespace, tasks: Sequence[Task], done: int) -> Iterator[tuple[Task, list[Any]]]:
     """What is left to time of each task, where so many configs were timed again before an interruption."""
     for task in tasks:
-        configs = sweep.pending(task, arguments.top, arguments.again)
+        configs = sweep.pending(task, arguments.top or TOP, arguments.again)
         yield task, configs[done:]
         done = max(0, done - len(configs))
 
