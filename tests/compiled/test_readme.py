@@ -1,5 +1,6 @@
 """Every Python example of the README runs as it stands."""
 
+import os
 import re
 import subprocess
 import sys
@@ -20,3 +21,19 @@ def test_example(example):
     done = subprocess.run([sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_the_modelled_table_is_what_its_command_prints():
+    command = "tune --model-only --target h100 --suite convnext --mode forward backward"
+    done = subprocess.run(
+        [sys.executable, "-m", "tritonbn.cli", *command.split()],
+        env=os.environ | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [line.strip() for line in done.stdout.splitlines() if "resident" in line]
+    assert len(rows) == 8
+    assert command in " ".join(README.read_text().split())
+    missing = [row for row in rows if row not in README.read_text()]
+    assert not missing
