@@ -13,7 +13,7 @@ os.environ["TRITONBN_TUNE"] = "off"  # what somebody timed on this machine decid
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 import tritonbn
-from tritonbn import configs, functional, launch, sample_configs, selection
+from tritonbn import configs, functional, launch, sample_configs, selection, store
 
 if launch.INTERPRETED:
     collect_ignore = ["compiled"]
@@ -37,6 +37,27 @@ def through_the_kernels(request):
     else:
         with tritonbn.backend("triton"):
             yield
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """An empty directory of timings, which decide as by default, and no plans of before."""
+    from support import forget
+
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "timings"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv(selection.VARIABLE, "model")
+    forget()
+    yield tmp_path / "timings"
+    forget()
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The configs of all plans that run, in order."""
+    done, original = [], launch.Plan.run
+    monkeypatch.setattr(launch.Plan, "run", lambda self, *args: (done.append(self.config), original(self, *args))[1])
+    return done
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import tritonbn
-from tritonbn import reference
+from tritonbn import functional, reference, store
 from tritonbn.configs import Config, power_of_two, sign_group
 from tritonbn.functional import sample_norm
 from tritonbn.geometry import Geometry
@@ -14,6 +14,12 @@ from tritonbn.launch import INTERPRETED, statistics_dtype
 
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def forget() -> None:
+    """As in a new process: no plans, and timings are read again."""
+    store.store_in.cache_clear()
+    functional._cases.clear()
 
 
 def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

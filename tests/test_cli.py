@@ -15,7 +15,7 @@ import torch
 from support import DEVICE
 
 import tritonbn
-from tritonbn import backends, cli, functional, inspection, selection, store, sweep, timings
+from tritonbn import backends, cli, inspection, selection, store, sweep, timings
 from tritonbn.cli import gpu, output, unfinished
 from tritonbn.cli.exits import FAILED, INTERRUPTED, OK, USAGE
 from tritonbn.problems import Problem, Task
@@ -25,16 +25,7 @@ ONE = ["--shape", "2,4,3,3", "--mode", "forward", "--dtype", "float32"]
 TWO = ["--shape", "2,4,3,3", "--mode", "forward", "backward", "--dtype", "float32"]
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    """An empty directory of timings, and a terminal of a known width."""
-    directory = tmp_path / "timings"
-    monkeypatch.setenv(store.VARIABLE, str(directory))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    store.store_in.cache_clear()
-    yield directory
-    store.store_in.cache_clear()
-    functional._cases.clear()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from support import DEVICE, random, vector
+from support import DEVICE, forget, random, vector
 
 import tritonbn
 from tritonbn import counters, functional, launch, reference, sample_plan, sample_space, selection, store, timed
@@ -15,29 +15,7 @@ from tritonbn.kernels import sample_gradients_kernel
 SHAPE = (10, 24)
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    """An empty directory of timings, and no plans of before."""
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.delenv(selection.VARIABLE)
-    forget()
-    yield tmp_path
-    forget()
-
-
-def forget():
-    """As in a new process."""
-    store.store_in.cache_clear()
-    functional._cases.clear()
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The configs of all plans that run, in order."""
-    done, original = [], launch.Plan.run
-    monkeypatch.setattr(launch.Plan, "run", lambda self, *args: (done.append(self.config), original(self, *args))[1])
-    return done
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class Bench:

@@ -8,30 +8,17 @@ import time
 
 import pytest
 import torch
-from support import DEVICE
+from support import DEVICE, forget
 
 import tritonbn
-from tritonbn import functional, launch, problems, selection, store, sweep, timed, timings
+from tritonbn import functional, launch, problems, selection, sweep, timed, timings
 from tritonbn.problems import Problem, Task
 
 PLACE = torch.device(DEVICE)
 SHAPE = (2, 4, 3, 3)
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    """An empty directory of timings, and no plans of before."""
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    forget()
-    yield tmp_path
-    forget()
-
-
-def forget():
-    """As in a new process."""
-    store.store_in.cache_clear()
-    functional._cases.clear()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class Bench:

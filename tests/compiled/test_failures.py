@@ -10,17 +10,7 @@ from tritonbn import functional, launch, selection, space, store, targets, timin
 SHAPE = (8, 16, 12, 12)
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    """An empty directory of timings, and no plans of before."""
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.setenv(selection.VARIABLE, "model")
-    store.store_in.cache_clear()
-    functional._cases.clear()
-    yield tmp_path
-    store.store_in.cache_clear()
-    functional._cases.clear()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
