@@ -93,10 +93,10 @@ def test_alike_geometries_stand_for_each_other_but_the_same_one_goes_before(tmp_
     other = work_on(31, 64, 56, 56)
     assert timings.key_of(other, DEVICE) == KEY
     found = recorded(tmp_path)
-    assert found.load(KEY).run(other.geometry).timings == TIMINGS
+    assert found.load(KEY).seconds(other.geometry) == {timings.choice(FAST): 1e-5, timings.choice(SLOW): 2e-5}
     found.record(KEY, other.geometry, [timing(SLOW, 1e-6)])
-    assert timings.seconds_of(found.load(KEY).run(other.geometry)) == {timings.choice(SLOW): 1e-6}
-    assert found.load(KEY).run(WORK.geometry).timings == TIMINGS
+    assert found.load(KEY).seconds(other.geometry) == {timings.choice(SLOW): 1e-6}
+    assert found.load(KEY).exactly(WORK.geometry).timings == TIMINGS
 
 
 def test_a_project_goes_before_the_user(tmp_path):

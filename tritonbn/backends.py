@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable
-from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import torch
 from torch.autograd import forward_ad
 
+from .blocks import Block
 from .launch import INTERPRETED
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Name = Literal["auto", "triton", "aten"]
 NAMES: tuple[str, ...] = get_args(Name)
 VARIABLE = "TRITONBN_BACKEND"
@@ -27,7 +24,7 @@ _chosen: ContextVar[tuple[str, ...]] = ContextVar("tritonbn_backend", default=()
 """The names of the blocks that this thread or task is in, innermost last."""
 
 
-class backend(ContextDecorator):
+class backend(Block):
     """Choose who computes, inside a `with` block or a decorated function; it may be nested, and is local to a thread.
 
     - "auto": a CUDA, HIP or XPU tensor goes to the Triton kernels; a CPU tensor does so under TRITON_INTERPRET=1; any
@@ -40,21 +37,10 @@ class backend(ContextDecorator):
     name. ValueError for any other name, TypeError where a coroutine or a generator is decorated.
     """
 
+    chosen = _chosen
+
     def __init__(self, name: Name) -> None:
-        self.name = known(name, "backend")
-
-    def __enter__(self) -> backend:
-        _chosen.set((*_chosen.get(), self.name))
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        _chosen.set(_chosen.get()[:-1])
-
-    def __call__(self, function: Function) -> Function:
-        """The function, with this backend in force while it runs."""
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-            raise TypeError(f"backend: expected a plain function to decorate, got {function}; use `with` inside of it")
-        return super().__call__(function)
+        self.name = self.value = known(name, "backend")
 
 
 def known(name: str, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .geometry import describe
-from .launch import Strides, statistics_dtype, walkable_beside
-from .plans import Plans
+from .launch import Plan, Strides, statistics_dtype, walkable_beside
+from .plans import Plans, reraise
 
 
 @dataclass(eq=False)
@@ -68,3 +69,10 @@ def form(shape: torch.Size, axis: int, itemsize: int, *strides: Strides) -> tupl
     """How rows of the fast axis lie, whatever the strides between them."""
     geometry = describe(shape, axis, *strides)
     return geometry.channels_last, geometry.inner, geometry.fold(itemsize)
+
+
+def fixed(case: Case, plan: Plan) -> Case:
+    """The case with this plan for everything, and no other if it does not run."""
+    found = copy.copy(case)
+    found.plan, found.without = lambda *_: plan, reraise
+    return found

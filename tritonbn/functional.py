@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from numbers import Number, Real
+from os import register_at_fork
 from threading import Lock
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -165,6 +166,7 @@ _cases: dict[tuple[Any, ...], Case | SampleCase] = {}
 MOST_CASES = 4096
 
 _remembering = Lock()
+register_at_fork(after_in_child=_remembering._at_fork_reinit)
 """Held by the thread that changes `_cases`."""
 
 

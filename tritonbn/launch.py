@@ -17,6 +17,9 @@ from .devices import DRIVERS
 from .devices import INTERPRETED as INTERPRETED
 from .geometry import MOST_AXES, Geometry, describable
 
+NOT_OF_A_CONFIG = (torch.OutOfMemoryError, MemoryError, OSError, TypeError, ValueError)
+"""What is wrong with the arguments or the machine, and would be with any config."""
+
 POINTER_ALIGNMENT = 16
 """Bytes by which Triton tells kernels apart: accesses of full width need it of every pointer."""
 
@@ -200,7 +203,7 @@ class Plan:
             self.compiled[key] = ready
         except BaseException as error:
             counters.forget()
-            if launched or not isinstance(error, Exception):
+            if launched or not isinstance(error, Exception) or isinstance(error, NOT_OF_A_CONFIG):
                 raise
             raise UnfitError(self) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import scratch
-from .case import Case
+from .case import Case, fixed
 from .configs import Config, Epilogue, Mode, Work
 from .cutting import cut_keywords, cut_plan, packs
 from .geometry import describe
@@ -162,13 +161,12 @@ class Forward:
     @staticmethod
     def trial(case: Case, residual: Strides | None, keeps_signs: bool) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        fixed, x, beside = copy.copy(case), scratch.like(case, case.x), scratch.like(case, residual)
+        x, beside = scratch.like(case, case.x), scratch.like(case, residual)
         mean, var, weight, bias, counter = scratch.vectors(case)
         state = mean, var, counter, None if case.cumulative else 0.1
 
         def run(plan: Plan) -> None:
-            fixed.plan = lambda *_: plan
-            training_forward(fixed, x, weight, bias, beside, state, keeps_signs)
+            training_forward(fixed(case, plan), x, weight, bias, beside, state, keeps_signs)
 
         return run
 
@@ -195,12 +193,13 @@ class Inference:
         case: Case, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool
     ) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        fixed, x, beside = copy.copy(case), scratch.like(case, case.x), scratch.like(case, residual)
+        x, beside = scratch.like(case, case.x), scratch.like(case, residual)
         mean, var, weight, bias, _ = scratch.vectors(case)
 
         def run(plan: Plan) -> None:
-            fixed.plan = lambda *_: plan
-            inference(fixed, x, weight, bias, beside, (mean, var, None, None), keeps_statistics, keeps_signs)
+            inference(
+                fixed(case, plan), x, weight, bias, beside, (mean, var, None, None), keeps_statistics, keeps_signs
+            )
 
         return run
 
@@ -248,7 +247,7 @@ class Backward:
         dbias: bool,
     ) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        fixed, x, gradient = copy.copy(case), scratch.like(case, case.x), scratch.like(case, dy)
+        x, gradient = scratch.like(case, case.x), scratch.like(case, dy)
         beside, dx_of, dresidual_of = (
             scratch.like(case, strides)
             for strides in (residual, case.like if dx else None, case.like if dresidual else None)
@@ -260,10 +259,20 @@ class Backward:
         shift = None if signs or case.activation is None else bias
 
         def run(plan: Plan) -> None:
-            fixed.plan = lambda *_: plan
             bits = plan.signs(x) if signs else None
             backward(
-                fixed, x, gradient, weight, shift, statistics, beside, bits, dx_of, dresidual_of, dweight_of, dbias_of
+                fixed(case, plan),
+                x,
+                gradient,
+                weight,
+                shift,
+                statistics,
+                beside,
+                bits,
+                dx_of,
+                dresidual_of,
+                dweight_of,
+                dbias_of,
             )
 
         return run

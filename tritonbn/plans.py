@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -83,12 +83,24 @@ class Plans:
 
         Raises the failure's cause if there is nothing left to go on with.
         """
-        config, unfit = failure.plan.config, self.unfit.setdefault((kind, key), set())
-        if choice(config) in unfit or len(unfit) >= selection.MOST_FAILURES:
-            raise failure.__cause__
+        work, config = kind.work(self, *key), failure.plan.config
+        unfit, last = (
+            self.unfit.setdefault((kind, key), set()),
+            selection.rules_of(work).conservative(work, self.device),
+        )
+        if choice(config) in unfit and choice(config) == choice(last):
+            reraise(failure)
         unfit.add(choice(config))
-        for share, *of in list(self.plans):
-            if of == [kind, key]:
-                del self.plans[share, kind, key]
+        for made_for in list(self.plans):
+            if made_for[1:] == (kind, key):
+                self.plans.pop(made_for, None)
         yield
-        selection.remember(self.level, kind.work(self, *key), self.device, config, failure.__cause__)
+        selection.remember(self.level, work, self.device, config, failure.__cause__)
+
+
+def reraise(failure: UnfitError, *_: Any) -> NoReturn:
+    """Raise its cause, whose traceback should not hold on to this call and all tensors that it holds."""
+    try:
+        raise failure.__cause__
+    finally:
+        del failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
-from contextlib import ContextDecorator
+from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -13,10 +13,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from . import counters, sample_space, space, store
+from .blocks import Block
 from .configs import Work
 from .devices import Device
 from .timed import Benchmark, Trial, describe_failure, one_at_a_time, time_best
-from .timings import Choice, Run, choice, failed, key_of, seconds_of, timing
+from .timings import Choice, Entry, Run, choice, failed, key_of, seconds_of, timing
 
 Name = Literal["off", "model", "timed"]
 NAMES: tuple[str, ...] = get_args(Name)
@@ -39,7 +40,7 @@ _chosen: ContextVar[tuple[Setting, ...]] = ContextVar("tritonbn_tuning", default
 setting = _chosen.get
 
 
-class tuning(ContextDecorator):
+class tuning(Block):
     """Choose how configs are chosen, inside a `with` block or a decorated function; local to a thread.
 
     - "off": by the model alone: the same choice, and the same bits, whatever was ever timed.
@@ -55,18 +56,17 @@ class tuning(ContextDecorator):
         do_bench: called as do_bench(call, quantiles=(0.5, 0.2, 0.8)) to time a call in milliseconds, instead of the
             driver's own, which is triton.testing.do_bench: medians with a cold L2.
 
-    ValueError for any other name.
+    ValueError for any other name, TypeError for a do_bench that cannot be called or where a coroutine or a generator is
+    decorated.
     """
 
+    chosen = _chosen
+
     def __init__(self, name: Name, do_bench: Benchmark | None = None) -> None:
-        self.setting = Setting(known(name, "tuning"), do_bench)
-
-    def __enter__(self) -> tuning:
-        _chosen.set((*_chosen.get(), self.setting))
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        _chosen.set(_chosen.get()[:-1])
+        if do_bench is not None and not callable(do_bench):
+            raise TypeError(f"tuning: expected do_bench to be a function, got {type(do_bench).__name__}")
+        self.value = Setting(known(name, "tuning"), do_bench)
+        hash(self.value)
 
 
 def known(name: str, what: str) -> str:
@@ -97,22 +97,43 @@ def choose(
     trial: Trial,
 ) -> Any:
     """The config to run, without those that turned out not to; for `share` see space.waits_safely."""
-    rules = rules_of(work)
-    candidates = list(rules.space(work, device, share))
+    candidates = list(rules_of(work).space(work, device, share))
     if level.name == "off":
-        return best(work, device, candidates, unfit)
-    key, kept = key_of(work, device), store.current()
-    run = kept.load(key).run(work.geometry)
-    if run is None and level.name == "timed" and len(candidates) > 1 and not counters.capturing(place):
-        with one_at_a_time:
-            run = kept.load(key).run(work.geometry)  # another thread may have been first
-            if run is None:
-                estimate = partial(rules.modelled_time, work, device=device)
-                run = Run(work.geometry, time_best(work.mode, candidates, estimate, trial, level.do_bench))
-                if seconds_of(run):
-                    kept.record(key, work.geometry, run.timings)
-    unfit = unfit | failed(run)
-    return fastest(candidates, seconds_of(run), unfit) or best(work, device, candidates, unfit)
+        return best(work, device, candidates, unfit, unfit)
+    entry = store.current().load(key_of(work, device))
+    if level.name == "timed" and not entry.seconds(work.geometry) and not counters.capturing(place):
+        entry, tried = time_now(level, work, device, place, trial)
+        unfit = unfit | tried
+    useless = unfit | failed(entry.exactly(work.geometry))
+    timed = fastest(candidates, entry.seconds(work.geometry), useless)
+    return timed or best(work, device, candidates, useless, unfit)
+
+
+def time_now(
+    level: Setting, work: Work, device: Device, place: torch.device, trial: Trial
+) -> tuple[Entry, set[Choice]]:
+    """All that is known of the work's key once it was timed, and the choices that failed now."""
+    key, kept, rules = key_of(work, device), store.current(), rules_of(work)
+    with one_at_a_time, on_device(place):
+        entry = kept.load(key)
+        candidates = list(rules.space(work, device, counters.share(place)))
+        if entry.seconds(work.geometry) or len(candidates) < 2:  # another thread may have been first
+            return entry, set()
+        estimate = partial(rules.modelled_time, work, device=device)
+        timings, is_complete = time_best(work.mode, candidates, estimate, trial, level.do_bench)
+        now = Run(work.geometry, timings)
+        if is_complete and seconds_of(now):
+            kept.record(key, work.geometry, timings)
+            return kept.load(key), failed(now)
+        entry.exactly(work.geometry).add(timings)
+        return entry, failed(now)
+
+
+def on_device(place: torch.device) -> Any:
+    """A block in which the tensors' device is the current one, whose events a benchmark records."""
+    if place.type in ("cuda", "xpu") and place.index is not None:
+        return torch.get_device_module(place).device(place.index)
+    return nullcontext()
 
 
 def rules_of(work: Work) -> Any:
@@ -127,19 +148,20 @@ def fastest(candidates: Iterable[Any], seconds: dict[Choice, float], unfit: set[
     return known.get(min(timed, key=seconds.__getitem__, default=None))
 
 
-def best(work: Work, device: Device, candidates: Iterable[Any], unfit: set[Choice]) -> Any:
-    """The config of least modelled time, the first of several; if too many failed, what runs anywhere."""
+def best(work: Work, device: Device, candidates: Iterable[Any], useless: set[Choice], unfit: set[Choice]) -> Any:
+    """The config of least modelled time, the first of several; if too many failed here, what runs anywhere."""
     rules = rules_of(work)
-    left = [config for config in candidates if choice(config) not in unfit] if unfit else candidates
+    left = [config for config in candidates if choice(config) not in useless] if useless else candidates
     if left and len(unfit) < MOST_FAILURES:
         return min(left, key=lambda config: rules.modelled_time(work, config, device))
-    if unfit:
+    last = rules.conservative(work, device)
+    if useless and choice(last) not in useless:
         warnings.warn(
-            f"tritonbn: {len(unfit)} configs of {work.mode} failed on {device.name}; it runs slowly, in small tiles",
+            f"tritonbn: {len(useless)} configs of {work.mode} failed on {device.name}; it runs slowly, in small tiles",
             RuntimeWarning,
             stacklevel=2,
         )
-    return rules.conservative(work, device)
+    return last
 
 
 def remember(level: Setting, work: Work, device: Device, config: Any, error: BaseException) -> None:

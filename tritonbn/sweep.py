@@ -13,8 +13,8 @@ import torch
 
 from . import store
 from .problems import Task
-from .timed import Benchmark, Trial, benchmark, describe_failure, one_at_a_time
-from .timings import Run, Timing, key_of, timing
+from .timed import Benchmark, Trial, benchmark, describe_failure, first, one_at_a_time
+from .timings import Run, Timing, choice_in, key_of, timing
 
 QUANTILES = (0.5, 0.2, 0.8)
 
@@ -31,7 +31,7 @@ def recorded(task: Task) -> Run:
 def pending(task: Task, top: int | None = None, again: bool = False) -> list[Any]:
     """The configs to time, the model's best first: the first `top`, without those that are recorded unless `again`."""
     first = list(task.configs.items())[:top]
-    known = set() if again else {tuple(timing.config.items()) for timing in recorded(task).timings}
+    known = set() if again else {choice_in(timing) for timing in recorded(task).timings}
     return [config for made_from, config in first if made_from not in known]
 
 
@@ -55,7 +55,7 @@ def run(task: Task, configs: Iterable[Any], do_bench: Benchmark | None = None) -
 def time_one(trial: Trial, config: Any, do_bench: Benchmark) -> Timing:
     """The median, or why there is none."""
     try:
-        milliseconds, *_ = do_bench(partial(trial, config), quantiles=QUANTILES)
+        milliseconds = first(do_bench(partial(trial, config), quantiles=QUANTILES))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

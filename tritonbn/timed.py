@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,17 +32,20 @@ Trial = Callable[[Any], None]
 one_at_a_time = threading.RLock()
 """What is timed side by side measures the other."""
 
+os.register_at_fork(after_in_child=one_at_a_time._at_fork_reinit)
+
 
 def time_best(
     what: str, candidates: Sequence[Any], estimate: Callable[[Any], float], trial: Trial, do_bench: Benchmark | None
-) -> list[Timing]:
-    """What came of the configs that an estimate of their seconds finds best; with a warning nothing if none was tried.
+) -> tuple[list[Timing], bool]:
+    """What came of the configs that an estimate of their seconds finds best, and whether all were tried; else it warns.
 
     The autotuner has no buffers to restore or to zero: a trial's tensors are its own.
     """
     contender = Contender(trial, do_bench)
+    configs = [triton.Config({"config": config}, num_warps=config.num_warps) for config in candidates]
     tuner = triton.autotune(
-        configs=[triton.Config({"config": config}, num_warps=config.num_warps) for config in candidates],
+        configs=configs,
         key=[],
         prune_configs_by={
             "early_config_prune": lambda configs, *_, **__: leaders(configs, estimate),
@@ -50,13 +54,16 @@ def time_best(
         },
         do_bench=contender.time,
     )(contender)
+    error = None
     try:
         tuner.run()
-    except Exception as error:
-        if not contender.timings:
-            reason = f"{type(error).__name__}: {error}"
-            warnings.warn(f"tritonbn: nothing was timed for {what}: {reason}", RuntimeWarning, stacklevel=2)
-    return contender.timings
+    except Exception as raised:
+        error = raised
+    is_complete = len(contender.timings) == min(MOST_TIMED, len(leaders(configs, estimate)))
+    if not is_complete:
+        number = len(contender.timings) or "nothing"
+        warnings.warn(f"tritonbn: {number} was timed for {what}: {type(error).__name__}: {error}", RuntimeWarning, 2)
+    return contender.timings, is_complete
 
 
 def leaders(configs: list[triton.Config], estimate: Callable[[Any], float]) -> list[triton.Config]:
@@ -89,16 +96,22 @@ class Contender:
         """The median, for all quantiles; infinity where the config fails, whatever the reason."""
         do_bench, self.config = self.do_bench or benchmark(), None
         try:
-            milliseconds, *_ = do_bench(call, quantiles=quantiles)
-            found = timing(self.config, milliseconds / 1e3)
+            taken = do_bench(call, quantiles=quantiles)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             if self.config is None:
                 raise  # of the benchmark itself
             found = timing(self.config, None, describe_failure(error))
+        else:
+            found = timing(self.config, first(taken) / 1e3)
         self.timings.append(found)
         return [found.seconds or math.inf] * len(quantiles)
+
+
+def first(taken: Any) -> float:
+    """Of several numbers, or the only one."""
+    return float(taken[0] if hasattr(taken, "__getitem__") else taken)
 
 
 def benchmark() -> Benchmark:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import torch
 import triton
 
 from .configs import Epilogue, Mode, Work
@@ -64,7 +65,7 @@ class Run:
 
     def add(self, timings: Iterable[Timing]) -> None:
         """Keep these timings instead of older ones of the same configs."""
-        newest = {tuple(timing.config.items()): timing for timing in (*self.timings, *timings)}
+        newest = {choice_in(timing): timing for timing in (*self.timings, *timings)}
         self.timings = list(newest.values())
 
 
@@ -76,9 +77,10 @@ class Entry:
     runs: list[Run] = field(default_factory=list)
     format: int = FORMAT
 
-    def run(self, geometry: Geometry) -> Run | None:
-        """The timings of this geometry, or else of the last one that counts as alike."""
-        return next((run for run in self.runs if run.geometry == geometry), self.runs[-1] if self.runs else None)
+    def seconds(self, geometry: Geometry) -> dict[Choice, float]:
+        """Of all choices that were timed for this geometry, or else for the last one that counts as alike."""
+        exact = next((run for run in self.runs if run.geometry == geometry), None)
+        return next((found for run in (exact, *reversed(self.runs)) if (found := seconds_of(run))), {})
 
     def exactly(self, geometry: Geometry) -> Run:
         """The timings of this geometry, from now on among the runs."""
@@ -141,9 +143,14 @@ def choice(config: Any) -> Choice:
 
 @lru_cache
 def chosen_fields(kind: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
-    """Their names, and what gets their values."""
-    names = tuple(f.name for f in fields(kind) if f.name not in ("registers", "at_once", "window"))
+    """Their names in order, and what gets their values."""
+    names = tuple(sorted({f.name for f in fields(kind)} - {"registers", "at_once", "window"}))
     return names, attrgetter(*names)
+
+
+def choice_in(timing: Timing) -> Choice:
+    """The same of a timing, in whatever order its file has it."""
+    return tuple(sorted(timing.config.items()))
 
 
 def timing(config: Any, seconds: float | None, failure: str = "") -> Timing:
@@ -155,12 +162,12 @@ def timing(config: Any, seconds: float | None, failure: str = "") -> Timing:
 
 def seconds_of(run: Run | None) -> dict[Choice, float]:
     """Of all choices that were timed."""
-    return {tuple(t.config.items()): t.seconds for t in run.timings if t.seconds is not None} if run else {}
+    return {choice_in(t): t.seconds for t in run.timings if t.seconds is not None} if run else {}
 
 
-def failed(run: Run | None) -> set[Choice]:
+def failed(run: Run) -> set[Choice]:
     """The choices that did not run."""
-    return {tuple(t.config.items()) for t in run.timings if t.seconds is None} if run else set()
+    return {choice_in(t) for t in run.timings if t.seconds is None}
 
 
 def encode(entries: Entry | list[Entry]) -> bytes:
@@ -183,6 +190,8 @@ def checked(entry: Entry, key: Key) -> Entry:
     """The entry, if it is of this format and key."""
     if entry.format != FORMAT:
         raise ValueError(f"expected format {FORMAT}, got {entry.format}")
+    if not hasattr(torch, entry.key.dtype) or not entry.key.dtype.isidentifier():
+        raise ValueError(f"expected the name of a dtype, got {entry.key.dtype!r}")
     if entry.key != key:
         raise ValueError(f"expected timings of {key}, got {entry.key}")
     return entry

@@ -52,7 +52,7 @@ def kernels(launches):
 
 def failures():
     return {
-        tuple(t.config.items()): t.failure
+        timings.choice_in(t): t.failure
         for entry in store.current().entries()
         for run in entry.runs
         for t in run.timings

@@ -134,7 +134,8 @@ def take(arguments: argparse.Namespace) -> int:
 def forget(arguments: argparse.Namespace) -> int:
     """Delete files."""
     directory, others = written(), store.current().directories[1:]
-    files = [path for path in sorted(directory.glob("*.json")) if not arguments.stale or is_stale(path)]
+    files = [path for path in sorted(directory.glob(f"*{store.SUFFIX}")) if not arguments.stale or is_stale(path)]
+    parts = list(directory.glob(f".*{store.PART}"))  # left by processes that were killed
     question = f"Delete {len(files)} files of timings in {directory}?"
     if files and not arguments.yes:
         if not sys.stdin.isatty():
@@ -142,7 +143,7 @@ def forget(arguments: argparse.Namespace) -> int:
         if not Confirm.ask(question, console=Console(stderr=True)):
             return FAILED
     try:
-        for path in files:
+        for path in (*files, *parts):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise ExitError(FAILED, f"cannot delete: {error}") from error
@@ -207,5 +208,8 @@ def stale(key: Key) -> str | None:
 
 def is_stale(path: Path) -> bool:
     """Whether a file's timings decide nothing any more."""
-    entry = store.read(path)
+    try:
+        entry = store.read(path)
+    except (OSError, ValueError):
+        return False
     return entry is not None and stale(entry.key) is not None

@@ -105,7 +105,7 @@ def said(ask: Callable[[], str]) -> str:
 
 def caches() -> list[dict[str, Any]]:
     """Of timings, the one that is written first; and Triton's of compiled kernels."""
-    found = [("timings", directory, "*.json") for directory in store.current().directories]
+    found = [("timings", directory, f"*{store.SUFFIX}") for directory in store.current().directories]
     return [contents(*each) for each in (*found, ("compiled kernels", triton_cache(), "*/*"))]
 
 

@@ -12,7 +12,7 @@ import torch
 from .. import devices, ranking, selection, sweep
 from ..problems import Problem, Task
 from ..suites import SUITES
-from ..timings import Run, seconds_of
+from ..timings import Run, choice_in, seconds_of
 from . import gpu, modelled, options, plot
 from .exits import FAILED, INTERRUPTED, OK, USAGE, ExitError
 from .output import LEGEND, Column, Report, microseconds, percent, short, show
@@ -187,7 +187,7 @@ def row(task: Task, run: Run) -> dict[str, Any]:
 def timings(task: Task, run: Run) -> Iterator[dict[str, Any]]:
     """Every timing beside the model."""
     for timing in run.timings:
-        config = task.configs.get(tuple(timing.config.items()))
+        config = task.configs.get(choice_in(timing))
         yield {
             "config": timing.config,
             "seconds": timing.seconds,
