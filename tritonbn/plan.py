@@ -53,12 +53,15 @@ def training_forward(
     plan = case.plan(Forward, lies, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
+    failure = None
     try:
         plan.run(
             case.place, x, y, residual, weight, bias, mean, var, average_factor, num_batches_tracked,
             statistics, signs, partials, counts, number, case.eps, case.slope,
         )  # fmt: skip
-    except UnfitError as failure:
+    except UnfitError as raised:
+        failure = raised  # gone on with outside, where no chain of contexts grows
+    if failure is not None:
         with case.without(failure, Forward, lies, keeps_signs):
             return training_forward(case, x, weight, bias, residual, state, keeps_signs)
     if not case.dense:
@@ -89,9 +92,12 @@ def inference(
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
     plan = case.plan(Inference, lies, keeps_statistics, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
+    failure = None
     try:
         plan.run(case.place, x, y, residual, weight, bias, mean, var, statistics, signs, case.eps, case.slope)
-    except UnfitError as failure:
+    except UnfitError as raised:
+        failure = raised  # gone on with outside, where no chain of contexts grows
+    if failure is not None:
         with case.without(failure, Inference, lies, keeps_statistics, keeps_signs):
             return inference(case, x, weight, bias, residual, state, keeps_statistics, keeps_signs)
     return y, statistics, signs
@@ -124,12 +130,15 @@ def backward(
     given = signs is not None, dx is not None, dresidual is not None, dweight is not None, dbias is not None
     plan = case.plan(Backward, dy.stride(), lies, *given)
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
+    failure = None
     try:
         plan.run(
             case.place, x, dy, dx, dresidual, residual, signs, weight, bias, statistics, dweight, dbias,
             partials, counts, case.slope,
         )  # fmt: skip
-    except UnfitError as failure:
+    except UnfitError as raised:
+        failure = raised  # gone on with outside, where no chain of contexts grows
+    if failure is not None:
         with case.without(failure, Backward, dy.stride(), lies, *given):
             backward(case, x, dy, weight, bias, statistics, residual, signs, dx, dresidual, dweight, dbias)
 
