@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -147,6 +148,8 @@ class Plan:
     """Room for one bit an element."""
     config: Any = None
     """How the work is cut."""
+    captured: Plan | None = None
+    """What runs instead while a graph is captured, when no kernel can be loaded: made ready with this one."""
     compiled: dict[Any, list[tuple[Any, ...]]] = field(default_factory=dict, compare=False)
     """What `prepare` returned, by driver, device and alignment."""
 
@@ -193,6 +196,8 @@ class Plan:
             if ready is None:
                 launched = False
                 ready = [self.prepare(arguments, *launch) for launch in self.launches]
+                if self.captured is not None:
+                    self.captured.make_ready(key, arguments)
             stream = driver.get_current_stream(device)
             for kernel, grid, run, handles, rest in ready:
                 if is_watched():
@@ -211,6 +216,11 @@ class Plan:
         """Which of the specialized tensors do not begin where the widest accesses can."""
         tensors = [arguments[position] for position in self.specialized]
         return tuple(t is not None and t.data_ptr() % POINTER_ALIGNMENT != 0 for t in tensors)
+
+    def make_ready(self, key: Any, arguments: tuple[Any, ...]) -> None:
+        """Compile and load for arguments like these; where that fails, the first run says so."""
+        with suppress(Exception):
+            self.compiled[key] = [self.prepare(arguments, *launch) for launch in self.launches]
 
     def prepare(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> tuple[Any, ...]:
         """What it takes to launch, compiled if need be; the last is what follows the arguments."""

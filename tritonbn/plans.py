@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NoReturn, Protocol
 
@@ -60,6 +60,8 @@ class Plans:
             unfit, trial = self.unfit.get((kind, key), set()), self.trial(work, kind, key)
             config = selection.choose(self.level, work, self.device, share, unfit, self.place, trial)
             plan = kind.plan(self, work, config, *key)
+            if plan.waits and share == counters.SHARE:
+                plan = replace(plan, captured=self.plan_for(counters.CAPTURED_SHARE, kind, key))
             if not selection.is_put_off(self.level, self.place):
                 self.plans[share, kind, key] = plan
         return plan

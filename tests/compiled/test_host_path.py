@@ -7,7 +7,8 @@ import torch
 import triton
 
 import tritonbn
-from tritonbn import functional, targets
+from tritonbn import counters, functional, targets
+from tritonbn.launch import Plan
 
 SHAPE = (4, 6, 5, 7)
 
@@ -166,6 +167,24 @@ def test_nothing_is_compiled_or_planned_twice(recorded, monkeypatch):
     assert planned() == before
     assert len(recorded) == 8
     assert all(launch.arguments["num_batches_tracked"] is module.num_batches_tracked for launch in recorded[::2])
+
+
+def test_a_captured_call_loads_no_kernel(recorded, monkeypatch):
+    """While a graph is captured the driver refuses to: what runs then was made ready by the call before."""
+    x = torch.empty((32, 64, 56, 56), dtype=torch.bfloat16, device="meta", requires_grad=True)
+
+    def train():
+        y = tritonbn.batch_norm(x, None, None, training=True)
+        torch.autograd.grad(y, x, torch.empty_like(y))
+
+    train()
+    eager = [made.key for made in recorded]
+    recorded.clear()
+    monkeypatch.setattr(counters, "capturing", lambda place: True)
+    monkeypatch.setattr(Plan, "prepare", lambda *_: pytest.fail("compiled or loaded"))
+    train()
+    assert [made.kernel.removeprefix("resident_") for made in recorded] == ["forward_kernel", "backward_kernel"]
+    assert [made.key for made in recorded] != eager, "a share of the GPU of its own, so another kernel"
 
 
 def test_a_new_momentum_compiles_nothing(recorded, monkeypatch):
