@@ -63,15 +63,19 @@ def runs(monkeypatch):
 
 @pytest.fixture
 def cut(monkeypatch):
-    """cut(block_c, block_o, block_i, tiles_per_chunk, ...) makes every plan use that config."""
+    """cut(block_c, block_o, block_i, tiles_per_chunk, ...) makes every plan of batch norm use that config."""
 
     def clear() -> None:
         functional._cases.clear()
 
     from support import fitted
 
+    original = selection.choose
+
     def choose(*sizes: int, **options: object) -> None:
-        def chosen(level: object, work: configs.Work, *_: object) -> configs.Config:
+        def chosen(level: object, work: configs.Work, *rest: object) -> object:
+            if work.mode.startswith("sample"):
+                return original(level, work, *rest)
             return fitted(configs.Config(*sizes, **options), work.geometry, work.itemsize)
 
         monkeypatch.setattr(selection, "choose", chosen)
@@ -85,8 +89,12 @@ def cut(monkeypatch):
 def cut_samples(monkeypatch):
     """cut_samples(block_c, block_o, block_i, chunk_tiles, run_tiles) makes every sample-wise plan use that config."""
 
+    original = selection.choose
+
     def choose(*sizes: int) -> None:
-        def chosen(level: object, work: configs.Work, *_: object) -> sample_configs.SampleConfig:
+        def chosen(level: object, work: configs.Work, *rest: object) -> object:
+            if not work.mode.startswith("sample"):
+                return original(level, work, *rest)
             strategy = "short" if sizes[0] >= work.geometry.channels else "long"
             return sample_configs.SampleConfig(*sizes, strategy=strategy)
 

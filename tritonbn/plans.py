@@ -90,7 +90,7 @@ class Plans:
             self.unfit.setdefault((kind, key), set()),
             selection.rules_of(work).conservative(work, self.device),
         )
-        if choice(config) in unfit and choice(config) == choice(last):
+        if choice(config) == choice(last) and (choice(config) in unfit or len(unfit) >= selection.MOST_FAILURES):
             reraise(failure)
         unfit.add(choice(config))
         for made_for in list(self.plans):

@@ -154,14 +154,13 @@ def best(work: Work, device: Device, candidates: Iterable[Any], useless: set[Cho
     left = [config for config in candidates if choice(config) not in useless] if useless else candidates
     if left and len(unfit) < MOST_FAILURES:
         return min(left, key=lambda config: rules.modelled_time(work, config, device))
-    last = rules.conservative(work, device)
-    if useless and choice(last) not in useless:
+    if useless:
         warnings.warn(
             f"tritonbn: {len(useless)} configs of {work.mode} failed on {device.name}; it runs slowly, in small tiles",
             RuntimeWarning,
             stacklevel=2,
         )
-    return last
+    return rules.conservative(work, device)
 
 
 def remember(level: Setting, work: Work, device: Device, config: Any, error: BaseException) -> None:
