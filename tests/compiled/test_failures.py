@@ -130,7 +130,7 @@ def test_nothing_compiles_at_all(recorded, breaking):
     assert not failures()
 
 
-def test_a_launch_that_the_driver_refuses(recorded, monkeypatch):
+def test_a_launch_that_the_driver_refuses(monkeypatch):
     """The first launch of a plan: nothing has run yet. A later one is the caller's to know of."""
     refused = []
     original = targets.CompilingDriver.launcher_cls
@@ -147,23 +147,13 @@ def test_a_launch_that_the_driver_refuses(recorded, monkeypatch):
         return launch
 
     monkeypatch.setattr(targets.CompilingDriver, "launcher_cls", launcher)
-    monkeypatch.setattr("tritonbn.launch.Plan.prepare", without_cache(launch.Plan.prepare))
-    train()
-    assert refused
-    assert len(recorded) == 1
-    refused.clear()
-    with pytest.raises(RuntimeError, match="too many blocks"):
+    with targets.compiling_for("sm_86") as recorded:  # of no other test: kernels keep the launcher of their first load
         train()
-
-
-def without_cache(prepare):
-    """Kernels keep the launcher of their first load: here every plan gets a new one."""
-
-    def prepared(self, arguments, grid, keywords):
-        self.kernel.device_caches.clear()
-        return prepare(self, arguments, grid, keywords)
-
-    return prepared
+        assert refused
+        assert len(recorded) == 1
+        refused.clear()
+        with pytest.raises(RuntimeError, match="too many blocks"):
+            train()
 
 
 def test_nothing_is_timed_where_nothing_can_be(recorded):
