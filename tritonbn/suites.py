@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,35 +86,105 @@ MLP = (
     Layer("Barlow Twins, projector", 8192, (), 2),
 )
 
+POINTNET = (
+    *(Layer(f"points, {channels}", channels, (1024,), count) for channels, count in ((64, 5), (128, 3), (1024, 3))),
+    *(Layer(f"clouds, {channels}", channels, (), 3) for channels in (512, 256)),
+)
+"""Five layers on points, two on whole clouds, and two T-Nets of three and two: 17 batch norms."""
+
+DCGAN = (
+    Layer("generator, projection", 1024 * 4 * 4, ()),
+    Layer("discriminator, 4x4", 1024, (4, 4)),
+    Layer("both, 8x8", 512, (8, 8), 2),
+    Layer("both, 16x16", 256, (16, 16), 2),
+    Layer("generator, 32x32", 128, (32, 32)),
+)
+"""For 64 x 64 images; none in the generator's last layer and the discriminator's first.
+
+The paper leaves the discriminator's widths open: it mirrors the generator in the authors' code (faces), which also
+normalizes the projection before that becomes 1024 channels of 4 x 4. Later code is often half as wide.
+"""
+
+ODD = (
+    Layer("3 channels", 3, (7, 7)),
+    Layer("33 channels", 33, (14, 14)),
+    Layer("1000 channels", 1000, (7, 7)),
+    Layer("1x1 images", 1001, (1, 1)),
+    Layer("primes", 127, (31, 31)),
+    Layer("one huge channel", 1, (1023, 1023)),
+    Layer("very many tiny channels", 65537, ()),
+    Layer("photographs", 3, (375, 500)),
+    Layer("one row", 129, (1, 4099)),
+    Layer("one column", 129, (4099, 1)),
+    Layer("odd clips", 17, (5, 9, 11)),
+)
+"""Where blocks of a power of two fit badly, and where an axis is 1 or next to nothing; the batch is odd as well."""
+
 MOBILENET_V2 = [
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-]
+    (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
+]  # fmt: skip
 EFFICIENTNET_B0 = [
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 40, 2, 2), (6, 80, 3, 2), (6, 112, 3, 1), (6, 192, 4, 2), (6, 320, 1, 1)
 ]  # fmt: skip
 """Expansion, channels, blocks and first stride of each stage, as the papers' tables have them."""
 
+MOBILENET_V3_LARGE = [
+    (16, 16, 1), (64, 24, 2), (72, 24, 1), (72, 40, 2), (120, 40, 1), (120, 40, 1), (240, 80, 2), (200, 80, 1),
+    (184, 80, 1), (184, 80, 1), (480, 112, 1), (672, 112, 1), (672, 160, 2), (960, 160, 1), (960, 160, 1)
+]  # fmt: skip
+"""Expanded channels, channels and stride of each block, as the paper's table has them."""
 
-def inverted_bottlenecks(stages: Iterable[tuple[int, int, int, int]]) -> tuple[Layer, ...]:
-    """The distinct layers of a network of such stages between a first convolution to 32 channels and a last to 1280."""
-    channels, size = 32, 112
-    found = [(channels, size)]
-    for expansion, out, blocks, stride in stages:
-        for block in range(blocks):
-            wide = expansion * channels
-            if expansion > 1:
-                found.append((wide, size))
-            size //= stride if block == 0 else 1
-            found += [(wide, size), (out, size)]
+
+def counted(found: Iterable[tuple[int, tuple[int, ...]]]) -> tuple[Layer, ...]:
+    """The distinct ones of these channels and sizes, named after them."""
+    return tuple(
+        Layer(f"{channels} at {'x'.join(map(str, spatial))}", channels, spatial, count)
+        for (channels, spatial), count in Counter(found).items()
+    )
+
+
+def blocks(stages: Iterable[tuple[int, int, int, int]], channels: int = 32) -> Iterator[tuple[int, int, int]]:
+    """Expanded channels, channels and stride of each block of such stages, after so many channels."""
+    for expansion, out, repeats, stride in stages:
+        for number in range(repeats):
+            yield expansion * channels, out, 1 if number else stride
             channels = out
-    found.append((1280, size))
-    return tuple(Layer(f"{c} at {n}x{n}", c, (n, n), count) for (c, n), count in Counter(found).items())
+
+
+def inverted_bottlenecks(rows: Iterable[tuple[int, int, int]], first: int = 32, last: int = 1280) -> tuple[Layer, ...]:
+    """The distinct layers of a network of such blocks between a first convolution and a last, on 224 x 224 images."""
+    channels, size = first, 112
+    found = [(channels, size)]
+    for wide, out, stride in rows:
+        if wide != channels:  # else a block begins with its depthwise convolution
+            found.append((wide, size))
+        size //= stride
+        found += [(wide, size), (out, size)]
+        channels = out
+    found.append((last, size))
+    return counted((channels, (size, size)) for channels, size in found)
+
+
+def r2plus1d_18() -> tuple[Layer, ...]:
+    """The distinct layers of R(2+1)D-18 on 16 frames of 112 x 112: 37 batch norms.
+
+    The paper's formula gives each convolution its own channels between space and time, as in the authors' code.
+    torchvision computes them once a block: one of the 288, the 576 and the 1152 is 230, 460 and 921 there.
+    """
+    before, frames, size = 64, 16, 56
+    found = [(45, frames, size), (64, frames, size)]  # 45 in the authors' code and torchvision, 83 by the formula
+    for channels in (64, 128, 256, 512):
+        stride = channels // before
+        for into, step in ((before, stride), *[(channels, 1)] * 3):
+            size //= step
+            between = 27 * into * channels // (9 * into + 3 * channels)
+            found.append((between, frames, size))  # time is strided over only afterwards
+            frames //= step
+            found.append((channels, frames, size))
+        if stride > 1:
+            found.append((channels, frames, size))  # the shortcut's
+        before = channels
+    return counted((channels, (frames, size, size)) for channels, frames, size in found)
 
 
 SUITES = {
@@ -140,19 +210,48 @@ SUITES = {
         'whose batch it is; Zbontar et al., "Barlow Twins" (2021), section 2.2',
     ),
     "mobilenet_v2": Suite(
-        inverted_bottlenecks(MOBILENET_V2),
+        inverted_bottlenecks(blocks(MOBILENET_V2)),
         64,
         'Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), table 2',
     ),
+    "mobilenet_v3": Suite(
+        inverted_bottlenecks(MOBILENET_V3_LARGE, 16, 960),
+        128,
+        'Howard et al., "Searching for MobileNetV3" (2019), table 1; batch of a chip in section 6.1.1',
+    ),
     "efficientnet_b0": Suite(
-        inverted_bottlenecks(EFFICIENTNET_B0),
+        inverted_bottlenecks(blocks(EFFICIENTNET_B0)),
         64,
         'Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), table 1',
     ),
+    "pointnet": Suite(
+        POINTNET,
+        32,
+        'Qi et al., "PointNet: Deep Learning on Point Sets for 3D Classification and Segmentation" (2017), figure 2 '
+        "and appendix C, for classification of 1024 points",
+    ),
+    "r2plus1d": Suite(
+        r2plus1d_18(),
+        32,
+        'R(2+1)D-18 of Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition" (2018), '
+        "table 1 and section 3.5, on 16 frames",
+    ),
+    "dcgan": Suite(
+        DCGAN,
+        128,
+        'Radford et al., "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial '
+        'Networks" (2015), figure 1 and sections 3 and 4; for the discriminator, the code of its authors',
+    ),
+    "odd": Suite(ODD, 31, "no network's: sizes that fit badly, and edge cases"),
     "channels": Suite(
         tuple(Layer(f"{1 << bit} channels", 1 << bit, (28, 28)) for bit in range(0, 13, 2)),
         32,
         "no network's: one size of image under more and more channels",
+    ),
+    "elements": Suite(
+        tuple(Layer(f"{size}x{size} images", 64, (size, size)) for size in (1, 7, 14, 28, 56, 112, 224)),
+        32,
+        "no network's: one number of channels of larger and larger images",
     ),
 }
 """By the name that the command line knows them by."""
