@@ -1,12 +1,14 @@
 """Inputs of every layout, and error bounds derived from the arithmetic, for comparisons with the float64 reference."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch import Tensor
 
 import tritonbn
-from tritonbn import functional, reference, store
+from tritonbn import failures, functional, reference, selection, store
 from tritonbn.configs import Config, power_of_two, sign_group
 from tritonbn.functional import sample_norm
 from tritonbn.geometry import Geometry
@@ -20,6 +22,17 @@ def forget() -> None:
     """As in a new process: no plans, and timings are read again."""
     store.store_in.cache_clear()
     functional._cases.clear()
+
+
+def lose_the_gpu(monkeypatch: pytest.MonkeyPatch, when: Callable[[], bool] = lambda: True) -> None:
+    """Whoever waits for a GPU is told so, from `when()` on, as by a real one that has died."""
+
+    def wait_for(place: torch.device) -> None:
+        if when():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for module in (failures, selection):
+        monkeypatch.setattr(module, "wait_for", wait_for)
 
 
 def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -7,16 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import tomllib
 import torch
-from support import DEVICE
+from rich.progress import Progress
+from support import DEVICE, lose_the_gpu
 
 import tritonbn
 from tritonbn import backends, cli, inspection, selection, store, sweep, timings
-from tritonbn.cli import gpu, output, unfinished
+from tritonbn.cli import gpu, output, progress, unfinished
 from tritonbn.cli.exits import FAILED, INTERRUPTED, OK, USAGE
 from tritonbn.problems import Problem, Task
 
@@ -283,27 +285,81 @@ def test_kill_9_and_resume(cache):
     ]
 
 
-class Lost:
-    """A device module of a GPU that has died."""
-
-    @staticmethod
-    def synchronize():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-
 def test_a_lost_gpu_ends_the_command(tune, capsys, monkeypatch, cache):
-    monkeypatch.setattr(gpu, "place", lambda: torch.device("meta"))
-    monkeypatch.setattr(torch, "get_device_module", lambda place: Lost)
-    assert tune(Bench(lambda number: RuntimeError("misaligned") if number == 2 else None), *ONE) == FAILED
+    with monkeypatch.context() as lost:
+        lose_the_gpu(lost)
+        assert tune(Bench(lambda number: RuntimeError("misaligned") if number == 2 else None), *ONE) == FAILED
     assert "misaligned; what was timed is kept, go on with: tritonbn tune --resume" in capsys.readouterr().err
-    monkeypatch.setattr(gpu, "place", lambda: torch.device(DEVICE))
     bench = Bench()
     assert tune(bench, "--resume") == OK
     assert bench.calls == len(task().configs) - 2, "the one that did it is not tried again"
 
 
-def test_without_memory_others_are_timed(tune, capsys):
-    bench = Bench(lambda number: torch.OutOfMemoryError("CUDA out of memory.\ndetails") if number == 2 else None)
+HANGING = SWEEP.replace("time.sleep(0.05)", "time.sleep(600 if bench.calls == 3 else 0); bench.calls += 1").replace(
+    "with tritonbn", "bench.calls = 0\nwith tritonbn"
+)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the processes run in the interpreter")
+@pytest.mark.parametrize("again", [[], ["--again"]], ids=["", "again"])
+def test_what_hangs_twice_is_passed_over(cache, tune, capsys, again):
+    """The fourth config, and after --resume, when it is the first, once more; then it is a failure."""
+    if again:
+        tune(Bench(), *ONE)
+        capsys.readouterr()
+    late = HANGING.replace("bench.calls == 3", "bench.calls == 0")
+    for script, arguments, expected in ((HANGING, [*ONE, *again], (3, False)), (late, ["--resume"], (0, True))):
+        command = [sys.executable, "-c", script, "tune", *arguments]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as killed:
+            wait_for(lambda expected=expected: under_way(cache) == (hanging(), expected[1]))
+            os.kill(killed.pid, signal.SIGKILL)
+            assert killed.stderr.read().count("timed") == expected[0]
+    bench = Bench()
+    assert tune(bench, "--resume") == OK
+    printed = capsys.readouterr()
+    assert bench.calls == len(task().configs) - 4
+    assert f"forward float32, {output.short(hanging())} did not finish, twice: passed over" in printed.err
+    assert "1 failed: did not finish\n" in printed.out
+    store.store_in.cache_clear()
+    assert timings.failed(sweep.recorded(task())) == {hanging()}
+    bench = Bench()
+    tune(bench, *ONE, "--again")
+    assert bench.calls == len(task().configs), "even that"
+
+
+def hanging():
+    return list(task().configs)[3]
+
+
+def under_way(cache):
+    """What the note says that is being timed, and whether it was that when an earlier process was killed."""
+    if (cache / unfinished.NAME).exists() and (entry := (note := unfinished.Unfinished.load()).under_way):
+        return timings.choice_in(entry.runs[0].timings[0]), note.suspect == entry
+    return None
+
+
+def wait_for(happened):
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_what_ctrl_c_has_stopped_is_no_failure(tune, at):
+    """However often."""
+    for _ in range(3):
+        assert tune(interrupted_at(at), *ONE) == INTERRUPTED
+    assert tune(interrupted_at(1), "--resume") == INTERRUPTED
+    assert tune(Bench(), "--resume") == OK
+    store.store_in.cache_clear()
+    assert not timings.failed(sweep.recorded(task()))
+    assert len(sweep.recorded(task()).timings) == len(task().configs)
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError], ids=["torch", "Triton"])
+def test_without_memory_others_are_timed(tune, capsys, kind):
+    bench = Bench(lambda number: kind("CUDA out of memory.\ndetails") if number == 2 else None)
     assert tune(bench, *TWO) == FAILED
     text = capsys.readouterr().out
     assert "2x4x3x3 channels_first forward was not timed: CUDA out of memory.\n" in text
@@ -428,6 +484,86 @@ def test_info(interpret, cache, tmp_path):
     project, _, kernels = found["caches"]
     assert (project["path"], project["files"], project["writable"]) == (str(cache), 0, True)
     assert (kernels["what"], kernels["files"], kernels["bytes"]) == ("compiled kernels", 1, 4)
+
+
+UNUSABLE = [
+    RuntimeError("Failed to find C compiler. Please specify via CC."),
+    subprocess.CalledProcessError(1, ["[/usr/bin/gcc]", "cuda_utils.c"]),
+    ImportError("undefined symbol:\n  cuLaunchKernelEx"),
+]
+
+
+@pytest.fixture(params=UNUSABLE, ids=lambda error: type(error).__name__)
+def unusable(request, monkeypatch):
+    """Triton's driver cannot be built, and says why."""
+
+    def current():
+        raise request.param
+
+    monkeypatch.setattr(gpu, "place", lambda: torch.device("cuda"))
+    monkeypatch.setattr(gpu.devices, "current", current)
+    return f"the GPU here cannot be used: {type(request.param).__name__}: {' '.join(str(request.param).split())}"
+
+
+@pytest.mark.parametrize("command", ["tune", "tune --model-only"])
+def test_a_gpu_that_cannot_be_used(unusable, command, capsys):
+    assert cli.main([*command.split(), *ONE]) == FAILED
+    assert capsys.readouterr() == ("", f"tritonbn: {unusable}\n")
+
+
+def test_info_of_a_gpu_that_cannot_be_used(unusable, capsys):
+    assert cli.main(["info", "--json"]) == FAILED
+    found = json.loads(capsys.readouterr().out)
+    assert found["gpu"] == {"failure": unusable}
+    assert found["versions"]["torch"] == torch.__version__
+    assert len(found["caches"]) == 3
+    assert cli.main(["info"]) == FAILED
+    assert unusable in capsys.readouterr().out
+
+
+NO_DRIVER = """
+import sys, torch
+from tritonbn import cli
+torch.cuda.is_available = lambda: True
+torch.cuda.current_device = lambda: 0
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="Triton has a driver")
+def test_where_triton_has_no_driver():
+    """As Triton itself says it, where nothing but torch's word says that there is a GPU."""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", NO_DRIVER, "tune", *ONE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (FAILED, "", 1)
+    assert "tritonbn: the GPU here cannot be used: " in done.stderr
+
+
+def test_a_gpu_that_torch_cannot_use(monkeypatch, capsys):
+    def current_device():
+        raise RuntimeError("CUDA error: system not yet initialized")
+
+    monkeypatch.setattr(gpu, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", current_device)
+    assert cli.main(["tune", *ONE]) == FAILED
+    assert "the GPU here cannot be used: RuntimeError: CUDA error: system not yet" in capsys.readouterr().err
+
+
+def test_the_time_that_is_left_counts_what_compiling_took():
+    now = [0.0]
+    bars = Progress(get_time=lambda: now[0])
+    number = bars.add_task("timing", total=40)
+    bar = next(bar for bar in bars.tasks if bar.id == number)
+    assert progress.TimeLeft().render(bar).plain == "-:--:--"
+    for _ in range(10):
+        now[0] += 1.0
+        bars.advance(bar.id)
+    assert progress.TimeLeft().render(bar).plain == "0:00:30"
+    now[0] += 90.0
+    bars.advance(bar.id, 10)
+    assert progress.TimeLeft().render(bar).plain == "0:01:40"
 
 
 def test_info_of_a_gpu_and_of_settings(monkeypatch, capsys, tune, tmp_path):

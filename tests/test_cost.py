@@ -1,6 +1,7 @@
 """What every model of time has to say: bytes cost, spills cost, and nothing is faster than the memory."""
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,55 @@ def test_more_bytes_are_never_cheaper(work, device, data):
     if work.dtype == torch.float32 and geometry.fold(8) == geometry.fold(4):
         wider = replace(work, dtype=torch.float64)
         assert modelled_time(wider, config, device) >= modelled_time(work, config, device)
+
+
+STEP = 0.02
+"""Of the least time, by which one more image may be cheaper: registers, and with them places, go by whole steps."""
+
+NEIGHBOURS = [
+    # Registers for one more chunk leave an SM fewer places, which happen to divide the programs better.
+    ((96, 16, 16), 64, "forward", torch.float32, "rows", "V100"),
+    ((8, 28, 28), 256, "forward", torch.float16, "planes", "T4"),
+    ((256, 7, 7), 128, "forward", torch.float32, "planes", "H100"),
+    ((64, 8, 8), 128, "backward", torch.float32, "rows", "L4"),
+    ((512, 4, 4), 64, "backward", torch.float32, "planes", "L4"),
+    # What one more image is given a tile for has one without it, too.
+    ((16, 1, 1), 16, "forward", torch.float16, "rows", "T4"),
+    ((96, 1, 1), 32, "backward", torch.float32, "planes", "L4"),
+    ((512, 1, 1), 64, "backward", torch.float32, "rows", "MI300X"),
+    ((2048, 1, 1), 8, "sums", torch.float32, "rows", "L4"),
+]
+"""A shape but for its images, of which there is one more next, on a GPU."""
+
+
+def neighbours(shape, images, mode, dtype, layout):
+    memory_format = torch.channels_last if layout == "rows" else torch.contiguous_format
+    return [work_on((images + more, *shape), mode, dtype, memory_format) for more in (0, 1)]
+
+
+def least_time(work, device):
+    return modelled_time(work, space.choose(work, device, counters.SHARE), device)
+
+
+@pytest.mark.parametrize(("shape", "images", "mode", "dtype", "layout", "gpu"), NEIGHBOURS, ids=str)
+def test_one_more_image_is_never_cheaper(shape, images, mode, dtype, layout, gpu):
+    """Whatever config is chosen for either."""
+    fewer, more = (least_time(work, devices.named(gpu)) for work in neighbours(shape, images, mode, dtype, layout))
+    assert more >= (1 - STEP) * fewer
+
+
+def test_one_more_image_is_never_cheaper_anywhere():
+    """Where both are read alike: a count that is a power of two has wider accesses than the next one."""
+    draw, checked = random.Random(0), 0
+    while checked < 200:
+        channels, side = draw.choice((8, 48, 64, 96, 256, 1024)), draw.choice((1, 4, 7, 8, 14, 20, 28, 56))
+        images, mode = draw.choice((8, 16, 32, 64, 128, 256, draw.randrange(2, 300))), draw.choice(MODES)
+        dtype, layout = draw.choice((torch.bfloat16, torch.float32)), draw.choice(("planes", "rows"))
+        device, pair = draw.choice(GPUS), neighbours((channels, side, side), images, mode, dtype, layout)
+        if pair[0].accesses == pair[1].accesses and pair[0].fold == pair[1].fold:
+            fewer, more = (least_time(work, device) for work in pair)
+            assert more >= (1 - STEP) * fewer, (device.name, *pair)
+            checked += 1
 
 
 @settings(max_examples=100, deadline=None)

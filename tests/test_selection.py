@@ -8,10 +8,11 @@ import warnings
 
 import pytest
 import torch
-from support import DEVICE, forget, random, vector
+from support import DEVICE, forget, lose_the_gpu, random, vector
 
 import tritonbn
 from tritonbn import counters, functional, selection, space, store, timed, timings
+from tritonbn.failures import DeviceLostError
 
 SHAPE = (3, 2, 4, 4)
 
@@ -203,6 +204,68 @@ def test_threads_time_one_after_the_other(runs):
     assert chosen == chosen[:1] * 4
 
 
+def test_two_processes_that_time_at_once_run_the_same_config(runs):
+    """What was kept first goes before: here by another process, while this one was timing, and found otherwise."""
+
+    def bench(call, quantiles):
+        call()
+        entry = store.Store(*store.current().directories)
+        (case,) = functional._cases.values()
+        work = case_work(case)
+        theirs = [timings.timing(config, 1.0) for config in runs if config.strategy == "split"]
+        entry.record(timings.key_of(work, case.device), work.geometry, theirs)
+        return [1.0 if runs[-1].strategy == "dataflow" else 2.0] * len(quantiles)
+
+    with tritonbn.tuning("timed", bench):
+        forward(random(SHAPE))
+    assert runs[-1].strategy == "split"
+    forget()
+    with tritonbn.tuning("model"):
+        forward(random(SHAPE))
+    assert runs[-1] == runs[-2]
+
+
+def test_a_lost_gpu_ends_the_call_and_only_the_config_that_did_it_is_a_failure(runs, monkeypatch):
+    bench = Bench(runs, error=lambda config: len(bench.timed) > 2)
+    lose_the_gpu(monkeypatch, lambda: len(bench.timed) > 2)
+    with (
+        tritonbn.tuning("timed", bench),
+        pytest.raises(DeviceLostError, match="interpreter does nothing more after .*: RuntimeError: out of luck with"),
+    ):
+        forward(random(SHAPE))
+    assert len(bench.timed) == 3
+    forget()
+    (entry,) = store.current().entries()
+    ((guilty,),) = [run.timings for run in entry.runs]
+    assert guilty == timings.timing(bench.timed[-1], None, guilty.failure)
+
+
+def test_what_has_lost_a_gpu_is_not_timed_again(runs):
+    first = Bench(runs)
+    with tritonbn.tuning("timed", first):
+        forward(random(SHAPE))
+    (case,) = functional._cases.values()
+    key, geometry = timings.key_of(case_work(case), case.device), case_work(case).geometry
+    for path in store.current().files():
+        path.unlink()
+    store.current().record(key, geometry, [timings.timing(first.timed[0], None, "illegal memory access")])
+    forget()
+    second = Bench(runs)
+    with tritonbn.tuning("timed", second):
+        forward(random(SHAPE))
+    assert second.timed
+    assert first.timed[0] not in second.timed
+
+
+def test_a_gpu_that_was_lost_before_is_no_fault_of_a_config(runs, monkeypatch, cache):
+    lose_the_gpu(monkeypatch)
+    bench = Bench(runs)
+    with tritonbn.tuning("timed", bench), pytest.raises(RuntimeError, match="^CUDA error: an illegal memory access"):
+        forward(random(SHAPE))
+    assert not bench.timed
+    assert not list(cache.glob("*.json"))
+
+
 def test_a_config_that_fails_is_passed_over_and_kept_as_failed(runs, cache):
     bench = Bench(runs, error=lambda config: config.strategy == "resident")
     with tritonbn.tuning("timed", bench):
@@ -257,9 +320,13 @@ def test_a_benchmark_that_breaks_says_nothing_of_configs(runs, cache):
     assert not list(cache.glob("*.json"))
 
 
-def test_without_memory_to_time_on(runs):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no room"), RuntimeError("Triton Error [CUDA]: out of memory, no room")], ids=str
+)
+def test_without_memory_to_time_on(runs, cache, error):
     def bench(call, quantiles):
-        raise torch.OutOfMemoryError("no room")
+        call()
+        raise error
 
     with tritonbn.tuning("off"):
         forward(random(SHAPE))
@@ -269,6 +336,7 @@ def test_without_memory_to_time_on(runs):
     ):
         forward(random(SHAPE))
     assert runs[-1] == runs[0]
+    assert not list(cache.glob("*.json"))
 
 
 def test_the_environment(runs, monkeypatch):

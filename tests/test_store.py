@@ -63,6 +63,20 @@ def test_a_newer_timing_replaces_an_older_one(tmp_path):
     assert len(run.timings) == 3
 
 
+def test_whoever_is_first_goes_before_where_that_is_asked(tmp_path):
+    """Of each geometry by itself; a failure alone stands for no time."""
+    recorded(tmp_path, [timing(BROKEN, None, "no luck")])
+    mine, theirs = Store(tmp_path), Store(tmp_path)
+    theirs.record(KEY, WORK.geometry, [timing(FAST, 3e-5)], if_first=True)
+    mine.record(KEY, WORK.geometry, [timing(FAST, 1e-5), timing(SLOW, 2e-5)], if_first=True)
+    other = work_on(31, 64, 56, 56)
+    mine.record(KEY, other.geometry, [timing(SLOW, 4e-5)], if_first=True)
+    for found in (mine, theirs, Store(tmp_path)):
+        assert found.load(KEY).seconds(WORK.geometry) == {timings.choice(FAST): 3e-5}
+        assert found.load(KEY).seconds(other.geometry) == {timings.choice(SLOW): 4e-5}
+        assert timings.failed(found.load(KEY).exactly(WORK.geometry)) == {timings.choice(BROKEN)}
+
+
 def test_keys_differ_in_all_that_matters():
     others = [
         timings.key_of(WORK, devices.named("A100")),

@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from support import DEVICE, forget
+from support import DEVICE, forget, lose_the_gpu
 
 import tritonbn
-from tritonbn import functional, launch, problems, selection, sweep, timed, timings
+from tritonbn import failures, functional, launch, problems, selection, sweep, timed, timings
+from tritonbn.failures import DeviceLostError
 from tritonbn.problems import Problem, Task
 
 PLACE = torch.device(DEVICE)
@@ -176,24 +178,43 @@ def test_without_memory_nothing_is_recorded(cache):
     assert not list(cache.glob("*.json"))
 
 
-class Lost:
-    """A device module of a GPU that has died."""
-
-    @staticmethod
-    def synchronize():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("Triton Error [HIP]:  Code: 2, Messsage: out of memory"),
+        MemoryError(),
+    ],
+    ids=str,
+)
+def test_what_a_driver_has_no_memory_for_is_no_failure_of_the_config(cache, error):
+    """It may have some the next time; torch has an error of its own for that, Triton has none."""
+    task = Task(Problem(SHAPE), PLACE)
+    with pytest.raises(type(error)) as raised:
+        list(sweep.run(task, sweep.pending(task), Bench(lambda number: error)))
+    assert raised.value is error
+    assert not list(cache.glob("*.json"))
 
 
 def test_a_lost_gpu_ends_the_sweep_after_recording_why(monkeypatch):
-    task = Task(Problem(SHAPE), torch.device("meta"))
-    monkeypatch.setattr(torch, "get_device_module", lambda place: Lost)
+    lose_the_gpu(monkeypatch)
+    task = Task(Problem(SHAPE), PLACE)
     bench = Bench(lambda number: RuntimeError("CUDA error: misaligned address"))
-    with pytest.raises(sweep.DeviceLostError, match="does nothing more after .*misaligned address"):
+    with pytest.raises(DeviceLostError, match="does nothing more after .*misaligned address"):
         list(sweep.run(task, sweep.pending(task), bench))
     assert bench.calls == 1
     assert [timing.failure for timing in sweep.recorded(task).timings] == [
         "RuntimeError: CUDA error: misaligned address"
     ]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "meta", "cuda", "xpu"])
+def test_whoever_waits_for_a_gpu_waits_for_that_of_the_tensors(monkeypatch, kind):
+    asked = []
+    module = SimpleNamespace(synchronize=asked.append)
+    monkeypatch.setattr(torch, "get_device_module", lambda place: module)
+    failures.wait_for(torch.device(kind, 1))
+    assert asked == [torch.device(kind, 1)] * (kind in ("cuda", "xpu"))
 
 
 def test_without_a_gpu_and_a_benchmark_of_ones_own(monkeypatch):

@@ -184,7 +184,12 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     chunk = tiles * tile_bytes(work, config)
     spilled = tiles * SPILLED * spills * config.num_warps * device.warp_size
     vectors = config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if chunks > 1 and mode != "inference" else 0))
-    busy = min(per_sm, math.ceil(programs / device.sm_count))
+    each = programs / device.sm_count
+    most = math.ceil(each)
+    turns = math.ceil(most / per_sm)
+    # Half of what the last turn lacks is lost, if turns are even: more places on an SM alone must not cost bytes.
+    filled = most if turns == 1 else (each + turns * math.ceil(most / turns)) / 2
+    busy = min(per_sm, most)
     waves = programs / (busy * device.sm_count)
     waves = max(1.0, (waves + math.ceil(waves)) / 2)
     share = device.bandwidth / min(device.sm_count, max(programs, device.sm_count / FASTEST_SM))
@@ -198,7 +203,7 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
         computing = config.elements * tiles * instructions * (1 + busy) / 2 / lanes
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1) / config.stages
         again = waves - 1 if waiting and chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
-        return waves * busy * (moved * chunk + vectors + spilled) / share + (computing + waits) * (1 + again)
+        return filled * (moved * chunk + vectors + spilled) / share + (computing + waits) * (1 + again)
 
     reads, writes, instructions = READ[mode], WRITTEN[mode] + work.written_beside, INSTRUCTIONS[mode]
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)

@@ -16,10 +16,11 @@ from triton.compiler import CompiledKernel
 from . import counters
 from .devices import DRIVERS
 from .devices import INTERPRETED as INTERPRETED
+from .failures import is_out_of_memory
 from .geometry import MOST_AXES, Geometry, describable
 
-NOT_OF_A_CONFIG = (torch.OutOfMemoryError, MemoryError, OSError, TypeError, ValueError)
-"""What is wrong with the arguments or the machine, and would be with any config."""
+NOT_OF_A_CONFIG = (OSError, TypeError, ValueError)
+"""What is wrong with the arguments or the machine, and would be with any config; so is a lack of memory."""
 
 POINTER_ALIGNMENT = 16
 """Bytes by which Triton tells kernels apart: accesses of full width need it of every pointer."""
@@ -208,7 +209,8 @@ class Plan:
             self.compiled[key] = ready
         except BaseException as error:
             counters.forget()
-            if launched or not isinstance(error, Exception) or isinstance(error, NOT_OF_A_CONFIG):
+            of_config = isinstance(error, Exception) and not isinstance(error, NOT_OF_A_CONFIG)
+            if launched or not of_config or is_out_of_memory(error):
                 raise
             raise UnfitError(self) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NoReturn, Protocol
@@ -61,7 +61,8 @@ class Plans:
             config = selection.choose(self.level, work, self.device, share, unfit, self.place, trial)
             plan = kind.plan(self, work, config, *key)
             if plan.waits and share == counters.SHARE:
-                plan = replace(plan, captured=self.plan_for(counters.CAPTURED_SHARE, kind, key))
+                with suppress(selection.StrategyError):  # a captured call raises it then
+                    plan = replace(plan, captured=self.plan_for(counters.CAPTURED_SHARE, kind, key))
             if not selection.is_put_off(self.level, self.place):
                 self.plans[share, kind, key] = plan
         return plan

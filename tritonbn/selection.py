@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import partial
@@ -14,8 +14,10 @@ import torch
 
 from . import counters, sample_space, space, store
 from .blocks import Block
-from .configs import Work
+from .configs import Strategy, Work
 from .devices import Device
+from .failures import DeviceLostError, require_device, wait_for
+from .sample_configs import SampleStrategy
 from .timed import Benchmark, Trial, describe_failure, one_at_a_time, time_best
 from .timings import Choice, Entry, Run, choice, failed, key_of, seconds_of, timing
 
@@ -23,15 +25,44 @@ Name = Literal["off", "model", "timed"]
 NAMES: tuple[str, ...] = get_args(Name)
 VARIABLE = "TRITONBN_TUNE"
 
+STRATEGIES: tuple[str, ...] = (*get_args(Strategy), *get_args(SampleStrategy))
+"""Of batch norm and of sample norm."""
+
 MOST_FAILURES = 8
 """Configs that may fail before what runs anywhere is taken."""
 
 
+class StrategyError(ValueError):
+    """None of the strategies that tuning() allows can run."""
+
+
 class Setting(NamedTuple):
-    """How configs are chosen, and what times them."""
+    """How configs are chosen, what times them, and of which strategies they may be."""
 
     name: str
     do_bench: Benchmark | None = None
+    strategies: tuple[str, ...] = STRATEGIES
+
+    def among(self, configs: Iterable[Any]) -> list[Any]:
+        """Those of the strategies."""
+        return [config for config in configs if config.strategy in self.strategies]
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether some strategies are left out, of which nothing that is timed says anything."""
+        return set(self.strategies) != set(STRATEGIES)
+
+    def knows(self, entry: Entry, work: Work, configs: Iterable[Any]) -> bool:
+        """Whether there are times to choose by."""
+        seconds = entry.seconds(work.geometry)
+        return any(choice(config) in seconds for config in configs) if self.is_limited else bool(seconds)
+
+    def required(self, config: Any, work: Work) -> Any:
+        """The config itself; StrategyError if it is of another strategy, which happens where none of these may run."""
+        if config.strategy not in self.strategies:
+            wanted = ", ".join(map(repr, self.strategies))
+            raise StrategyError(f"tuning: expected a strategy that can run {work.mode} of such an input, got {wanted}")
+        return config
 
 
 _chosen: ContextVar[tuple[Setting, ...]] = ContextVar("tritonbn_tuning", default=())
@@ -55,6 +86,8 @@ class tuning(Block):
         name: one of these.
         do_bench: called as do_bench(call, quantiles=(0.5, 0.2, 0.8)) to time a call in milliseconds, instead of the
             driver's own, which is triton.testing.do_bench: medians with a cold L2.
+        strategies: the only ones that may run, to compare them: "resident", "dataflow", "split"; "short", "long" of
+            sample norm. A call for which none of them may run raises ValueError.
 
     ValueError for any other name, TypeError for a do_bench that cannot be called or where a coroutine or a generator is
     decorated.
@@ -62,10 +95,12 @@ class tuning(Block):
 
     chosen = _chosen
 
-    def __init__(self, name: Name, do_bench: Benchmark | None = None) -> None:
+    def __init__(self, name: Name, do_bench: Benchmark | None = None, strategies: Sequence[str] = STRATEGIES) -> None:
         if do_bench is not None and not callable(do_bench):
             raise TypeError(f"tuning: expected do_bench to be a function, got {type(do_bench).__name__}")
-        self.value = Setting(known(name, "tuning"), do_bench)
+        if isinstance(strategies, str) or not strategies or not set(strategies) <= set(STRATEGIES):
+            raise ValueError(f"tuning: expected strategies from {', '.join(STRATEGIES)}, got {strategies!r}")
+        self.value = Setting(known(name, "tuning"), do_bench, tuple(strategies))
         hash(self.value)
 
 
@@ -97,33 +132,45 @@ def choose(
     trial: Trial,
 ) -> Any:
     """The config to run, without those that turned out not to; for `share` see space.waits_safely."""
-    candidates = list(rules_of(work).space(work, device, share))
+    candidates = level.among(rules_of(work).space(work, device, share))
     if level.name == "off":
-        return best(work, device, candidates, unfit, unfit)
+        return level.required(best(work, device, candidates, unfit, unfit), work)
     entry = store.current().load(key_of(work, device))
-    if level.name == "timed" and not entry.seconds(work.geometry) and not counters.capturing(place):
+    if level.name == "timed" and not level.knows(entry, work, candidates) and not counters.capturing(place):
         entry, tried = time_now(level, work, device, place, trial)
         unfit = unfit | tried
     useless = unfit | failed(entry.exactly(work.geometry))
     timed = fastest(candidates, entry.seconds(work.geometry), useless)
-    return timed or best(work, device, candidates, useless, unfit)
+    return level.required(timed or best(work, device, candidates, useless, unfit), work)
 
 
 def time_now(
     level: Setting, work: Work, device: Device, place: torch.device, trial: Trial
 ) -> tuple[Entry, set[Choice]]:
-    """All that is known of the work's key once it was timed, and the choices that failed now."""
+    """All that is known of the work's key once it was timed, and the choices that failed now.
+
+    What another process has kept in the meantime goes before what was timed here, so that both run the same config.
+    DeviceLostError where the GPU does not survive a config, which alone is kept then.
+    """
     key, kept, rules = key_of(work, device), store.current(), rules_of(work)
     with one_at_a_time, on_device(place):
         entry = kept.load(key)
-        candidates = list(rules.space(work, device, counters.share(place)))
-        if entry.seconds(work.geometry) or len(candidates) < 2:  # another thread may have been first
+        known = failed(entry.exactly(work.geometry))
+        allowed = level.among(rules.space(work, device, counters.share(place)))
+        candidates = [config for config in allowed if choice(config) not in known]
+        if level.knows(entry, work, candidates) or len(candidates) < 2:  # another thread may have been first
             return entry, set()
         estimate = partial(rules.modelled_time, work, device=device)
-        timings, is_complete = time_best(work.mode, candidates, estimate, trial, level.do_bench)
+        survive = partial(require_device, place, device.name)
+        wait_for(place)  # what the caller's own launches have done is no config's fault
+        try:
+            timings, is_complete = time_best(work.mode, candidates, estimate, trial, level.do_bench, survive)
+        except DeviceLostError as lost:
+            kept.record(key, work.geometry, [lost.after])
+            raise
         now = Run(work.geometry, timings)
-        if is_complete and seconds_of(now):
-            kept.record(key, work.geometry, timings)
+        if is_complete and seconds_of(now) and not level.is_limited:
+            kept.record(key, work.geometry, timings, if_first=True)
             return kept.load(key), failed(now)
         entry.exactly(work.geometry).add(timings)
         return entry, failed(now)

@@ -117,7 +117,7 @@ def with_warps(work: Work, device: Device, found: Space, per_thread: tuple[int, 
     for tile in tiles(work.geometry, work.itemsize):
         for warps in (n for n in found.num_warps if n * device.warp_size <= MOST_THREADS):
             elements = tile.elements // (warps * device.warp_size)
-            if elements in per_thread or (warps == 1 and elements < found.streamed[0]):
+            if elements in per_thread or (warps == 1 and elements < per_thread[0]):
                 yield replace(tile, num_warps=warps)
 
 
@@ -150,12 +150,14 @@ def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Co
     elif config.strategy == "split":
         yield config
     else:
-        config = replace(config, registers=most_registers(config, per_sm, device))
-        slots = device.sm_count * per_sm
-        if chunks == 1 or waits_safely(chunks, slots, per_sm, device, share):
-            yield config
-        elif device.concurrent and chunks <= slots:
-            yield replace(config, at_once=min(slots, chunks * config.channel_blocks(geometry)))
+        programs, slots = chunks * config.channel_blocks(geometry), device.sm_count * per_sm
+        for held in (min(per_sm, math.ceil(programs / device.sm_count)), per_sm):  # as many registers as there are
+            if chunks == 1 or waits_safely(chunks, device.sm_count * held, held, device, share):
+                yield replace(config, registers=most_registers(config, held, device))
+                return
+        if device.concurrent and chunks <= slots:
+            registers = most_registers(config, per_sm, device)
+            yield replace(config, registers=registers, at_once=min(slots, programs))
 
 
 def waits_safely(chunks: int, slots: int, per_sm: int, device: Device, share: int) -> bool:
@@ -188,7 +190,8 @@ def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:
     elif geometry.channels_last:
         widest = power_of_two(geometry.channels)
         filling = max(SECTORS[-1] * sector, SMALL_TILE // power_of_two(geometry.values))
-        for block_c in sorted({min(width, widest) for width in (*(n * sector for n in SECTORS), filling)}):
+        widths = (*(n * sector for n in SECTORS), filling // 2, filling)
+        for block_c in sorted({min(width, widest) for width in widths}):
             yield from rows(geometry, block_c, 1)
     else:
         for block_c in powers(geometry.channels, LARGEST_TILE):

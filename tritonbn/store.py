@@ -21,7 +21,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from .geometry import Geometry
-from .timings import Entry, Key, Timing, decode, decode_all, encode
+from .timings import Entry, Key, Timing, decode, decode_all, encode, seconds_of
 
 VARIABLE = "TRITONBN_CACHE"
 """Names a project's directory of timings, which is read first and written; otherwise the user's is."""
@@ -62,20 +62,26 @@ class Store:
             entry.merge(self.recorded[key])
         return entry
 
-    def record(self, key: Key, geometry: Geometry, timings: Iterable[Timing]) -> None:
-        """Keep these timings; where they cannot be written, for the rest of this process, and say so once."""
+    def record(self, key: Key, geometry: Geometry, timings: Iterable[Timing], if_first: bool = False) -> None:
+        """Keep these timings; where they cannot be written, for the rest of this process, and say so once.
+
+        With `if_first` only where no time of this geometry is on disk by then.
+        """
         added = self.recorded.pop(key, Entry(key))
         added.exactly(geometry).add(timings)
         try:
-            self.write(added)
+            self.write(added, if_first)
         except (OSError, Timeout) as error:
             self.recorded[key] = added
             if self.directories and not self.has_warned:
                 self.has_warned = True
                 warnings.warn(f"tritonbn: timings are not kept on disk: {error}", RuntimeWarning, stacklevel=2)
 
-    def write(self, added: Entry) -> None:
-        """Merge an entry into its file; OSError or filelock's Timeout where that is not possible."""
+    def write(self, added: Entry, if_first: bool = False) -> None:
+        """Merge an entry into its file; OSError or filelock's Timeout where that is not possible.
+
+        With `if_first` without the geometries of which the file has times.
+        """
         if not self.directories:
             raise OSError("expected an absolute path to a directory of timings, got none")
         directory = self.directories[0]
@@ -87,6 +93,8 @@ class Store:
             except ValueError as error:
                 rename(path, error)
                 entry = Entry(added.key)
+            if if_first:
+                added.runs = [run for run in added.runs if not seconds_of(entry.exactly(run.geometry))]
             entry.merge(added)
             replace_file(path, encode(entry))
 

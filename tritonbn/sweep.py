@@ -9,18 +9,13 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
-
 from . import store
+from .failures import is_out_of_memory, require_device
 from .problems import Task
 from .timed import Benchmark, Trial, benchmark, describe_failure, first, one_at_a_time
 from .timings import Run, Timing, choice_in, key_of, timing
 
 QUANTILES = (0.5, 0.2, 0.8)
-
-
-class DeviceLostError(RuntimeError):
-    """The GPU does nothing more for this process since a config ran, which is recorded as one that fails."""
 
 
 def recorded(task: Task) -> Run:
@@ -38,8 +33,9 @@ def pending(task: Task, top: int | None = None, again: bool = False) -> list[Any
 def run(task: Task, configs: Iterable[Any], do_bench: Benchmark | None = None) -> Iterator[Timing]:
     """Time each config, record what came of it, and yield that; a config that fails is recorded with its failure.
 
-    Timed by Triton's benchmark for the active driver, or by `do_bench` as tritonbn.tuning takes it. Raises
-    torch.OutOfMemoryError where the tensors have no room, DeviceLostError where nothing can go on.
+    Timed by Triton's benchmark for the active driver, or by `do_bench` as tritonbn.tuning takes it. Where there is no
+    room in memory it raises what says so (failures.is_out_of_memory), and records nothing; failures.DeviceLostError
+    where nothing can go on after a config.
     """
     trial, do_bench = task.trial(), do_bench or benchmark()
     key = key_of(task.work, task.device)
@@ -48,7 +44,7 @@ def run(task: Task, configs: Iterable[Any], do_bench: Benchmark | None = None) -
             found = time_one(trial, config, do_bench)
         store.current().record(key, task.work.geometry, [found])
         if found.seconds is None:
-            require_device(task, found)
+            require_device(task.case.place, task.device.name, found)
         yield found
 
 
@@ -56,18 +52,8 @@ def time_one(trial: Trial, config: Any, do_bench: Benchmark) -> Timing:
     """The median, or why there is none."""
     try:
         milliseconds = first(do_bench(partial(trial, config), quantiles=QUANTILES))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         return timing(config, None, describe_failure(error))
     return timing(config, milliseconds / 1e3)
-
-
-def require_device(task: Task, after: Timing) -> None:
-    """DeviceLostError if the GPU has not survived a failure."""
-    place = task.case.place
-    try:
-        if place.type != "cpu":
-            torch.get_device_module(place).synchronize()
-    except RuntimeError as error:
-        raise DeviceLostError(f"{task.device.name} does nothing more after {after.config}: {after.failure}") from error

@@ -212,7 +212,7 @@ def compile_all(jobs: Iterable[Job], processes: int | None = None) -> Iterator[O
     dies, leaves the others alone. Compiles under TRITON_INTERPRET=1 too.
     """
     jobs = list(jobs)
-    count = max(1, min(len(jobs), processes or os.cpu_count() or 1))
+    count = max(1, min(len(jobs), processes or cores()))
     idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
     for _ in range(count):
         idle.put(worker())
@@ -236,6 +236,11 @@ def compile_all(jobs: Iterable[Job], processes: int | None = None) -> Iterator[O
         threads.shutdown(cancel_futures=True)
         for _ in range(count):
             idle.get().shutdown()
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker() -> ProcessPoolExecutor:

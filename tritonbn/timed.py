@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import triton
 
 from .devices import DRIVERS
+from .failures import DeviceLostError, is_out_of_memory
 from .kernels import forward_kernel
 from .launch import UnfitError
 from .timings import Timing, timing
@@ -36,13 +36,19 @@ os.register_at_fork(after_in_child=one_at_a_time._at_fork_reinit)
 
 
 def time_best(
-    what: str, candidates: Sequence[Any], estimate: Callable[[Any], float], trial: Trial, do_bench: Benchmark | None
+    what: str,
+    candidates: Sequence[Any],
+    estimate: Callable[[Any], float],
+    trial: Trial,
+    do_bench: Benchmark | None,
+    require_device: Callable[[Timing], None],
 ) -> tuple[list[Timing], bool]:
     """What came of the configs that an estimate of their seconds finds best, and whether all were tried; else it warns.
 
-    The autotuner has no buffers to restore or to zero: a trial's tensors are its own.
+    The autotuner has no buffers to restore or to zero: a trial's tensors are its own. Raises DeviceLostError where
+    `require_device`, which is given each failure, does.
     """
-    contender = Contender(trial, do_bench)
+    contender = Contender(trial, do_bench, require_device)
     configs = [triton.Config({"config": config}, num_warps=config.num_warps) for config in candidates]
     tuner = triton.autotune(
         configs=configs,
@@ -57,6 +63,8 @@ def time_best(
     error = None
     try:
         tuner.run()
+    except DeviceLostError:
+        raise
     except Exception as raised:
         error = raised
     is_complete = len(contender.timings) == min(MOST_TIMED, len(leaders(configs, estimate)))
@@ -82,8 +90,8 @@ class Contender:
     fn = forward_kernel
     """The autotuner looks for the name of a function."""
 
-    def __init__(self, trial: Trial, do_bench: Benchmark | None) -> None:
-        self.trial, self.do_bench = trial, do_bench
+    def __init__(self, trial: Trial, do_bench: Benchmark | None, require_device: Callable[[Timing], None]) -> None:
+        self.trial, self.do_bench, self.require_device = trial, do_bench, require_device
         self.timings: list[Timing] = []
         self.config: Any = None
 
@@ -97,12 +105,11 @@ class Contender:
         do_bench, self.config = self.do_bench or benchmark(), None
         try:
             taken = do_bench(call, quantiles=quantiles)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            if self.config is None:
-                raise  # of the benchmark itself
+            if self.config is None or is_out_of_memory(error):
+                raise  # of the benchmark itself, or of the machine
             found = timing(self.config, None, describe_failure(error))
+            self.require_device(found)
         else:
             found = timing(self.config, first(taken) / 1e3)
         self.timings.append(found)

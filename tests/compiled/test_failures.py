@@ -130,6 +130,20 @@ def test_nothing_compiles_at_all(recorded, breaking):
     assert not failures()
 
 
+@pytest.mark.parametrize("device", ["CUDA]: ", "HIP]:  Code: 2, Messsage: "])
+def test_a_lack_of_memory_is_no_fault_of_a_config(recorded, breaking, device):
+    """To load a kernel: the call fails, as without memory for its tensors, and the next one begins anew."""
+    short = [True]
+    tried = breaking(lambda *_: bool(short), RuntimeError(f"Triton Error [{device}out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory$"):
+        train()
+    assert len(tried) == 1
+    assert not failures()
+    short.clear()
+    train()
+    assert tried == tried[:1] * 2, "the same config"
+
+
 def test_a_launch_that_the_driver_refuses(monkeypatch):
     """The first launch of a plan: nothing has run yet. A later one is the caller's to know of."""
     refused = []

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
 from .. import devices, targets
 from ..devices import INTERPRETED, Device
-from .exits import USAGE, ExitError
+from .exits import FAILED, USAGE, ExitError
 
 NAMES = "a GPU (" + ", ".join(device.name for device in devices.TABLE) + ") or an architecture (sm_90, gfx942, ...)"
 
 
 def place() -> torch.device | None:
-    """Where kernels run and can be timed, None if nowhere."""
+    """Where kernels run and can be timed, None if nowhere; ends the command where torch cannot use the GPU."""
     if INTERPRETED or not torch.cuda.is_available():
         return None
-    return torch.device("cuda", torch.cuda.current_device())
+    with usable():
+        return torch.device("cuda", torch.cuda.current_device())
 
 
-def here() -> Device | None:
-    """The GPU that Triton launches on, None if there is none."""
-    with suppress(RuntimeError):  # Triton has found no driver
+def here() -> Device:
+    """The GPU that Triton launches on; ends the command where Triton's driver cannot be built or asked."""
+    with usable():
         return devices.current()
-    return None
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """Inside, whatever a C compiler, a linker or a driver has to say ends the command, in a line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ExitError(FAILED, f"the GPU here cannot be used: {reason}") from error
 
 
 def named(name: str | None) -> Device:

@@ -16,13 +16,13 @@ import triton
 from .. import __version__, backends, selection, store
 from ..devices import INTERPRETED
 from . import gpu, options
-from .exits import OK
+from .exits import FAILED, OK, ExitError
 from .output import Column, Report, show_json, show_table, size
 
 TEXT = """\
 Show versions, the GPU as tritonbn plans for it, what is in force, and the caches.
 
-Works without a GPU, and under TRITON_INTERPRET=1."""
+Works without a GPU, and under TRITON_INTERPRET=1. Ends with 1 where there is a GPU that cannot be used."""
 
 EXAMPLES = """\
   tritonbn info
@@ -38,6 +38,9 @@ CACHE = (
     Column("writable", form=lambda value: "yes" if value else "NO"),
     Column("path", left=True),
 )
+
+FAILURE = "failure"
+"""In place of what is known of a GPU."""
 
 UNITS: dict[str, Callable[[Any], str]] = {
     "l2_bytes": size,
@@ -56,22 +59,30 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
-    device = gpu.here() if gpu.place() else None
     found = {
         "versions": versions(),
         "in_force": in_force(),
-        "gpu": None if device is None else dataclasses.asdict(device),
+        "gpu": described(),
         "caches": caches(),
     }
+    code = FAILED if FAILURE in (found["gpu"] or {}) else OK
     if arguments.json:
         show_json(found)
-        return OK
+        return code
     for title in ("versions", "in_force", "gpu"):
         pairs = found[title] or {title: "none here"}
         rows = [{"name": name, "value": UNITS.get(name, str)(value)} for name, value in pairs.items()]
         show_table(Report(title.replace("_", " "), PAIR, rows))
     show_table(Report("caches", CACHE, found["caches"]))
-    return OK
+    return code
+
+
+def described() -> dict[str, Any] | None:
+    """The GPU here, or why it cannot be used; None if there is none."""
+    try:
+        return dataclasses.asdict(gpu.here()) if gpu.place() else None
+    except ExitError as error:
+        return {FAILURE: str(error)}
 
 
 def versions() -> dict[str, str | None]:

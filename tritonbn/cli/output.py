@@ -78,7 +78,7 @@ def finite(value: Any) -> Any:
 
 def show_table(report: Report) -> None:
     """Print the table, without columns that say nothing; those that say the same in every row are in the title."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not report.rows:
         console.print(f"{report.title}: nothing")
         return
@@ -93,11 +93,16 @@ def show_table(report: Report) -> None:
         table.add_column(column.title or column.key, justify="left" if column.left else "right", overflow="fold")
     for row in report.rows:
         table.add_row(*(cell(column, row[column.key]) for column in shown))
-    if not console.is_terminal:  # nobody's window limits a file
+    print_whole(table, console)
+    for note in report.notes:
+        console.print(note, soft_wrap=True)
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table as wide as it is, but not wider than a terminal: nobody's window limits a file."""
+    if not console.is_terminal:
         console.width = Measurement.get(console, console.options.update(max_width=UNLIMITED), table).maximum
     console.print(table)
-    for note in report.notes:
-        console.print(note, soft_wrap=True, markup=False)
 
 
 def cell(column: Column, value: Any) -> str:

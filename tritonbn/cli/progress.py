@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from .. import inspection
 
 
-def bars() -> Progress:
-    """Progress, with the time left."""
+class TimeLeft(ProgressColumn):
+    """What is left takes as long as what is done took, pauses included: rich's own counts none, such as to compile."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """Hours, minutes and seconds."""
+        if not task.completed:
+            return Text("-:--:--", style="progress.remaining")
+        seconds = round((task.elapsed or 0) / task.completed * (task.remaining or 0))
+        return Text(str(timedelta(seconds=seconds)), style="progress.remaining")
+
+
+def bars(console: Console | None = None) -> Progress:
+    """Progress, with the time left; on stderr, or where a console prints."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+    return Progress(*columns, TextColumn("left"), TimeLeft(), console=console or Console(stderr=True))
 
 
 FEW = 8

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from .. import devices, ranking, selection, sweep
+from .. import ranking, selection, sweep
+from ..failures import DeviceLostError, is_out_of_memory
 from ..problems import Problem, Task
 from ..suites import SUITES
 from ..timings import Run, choice_in, seconds_of
@@ -24,7 +26,8 @@ Time the configs of batch norm's kernels on this GPU. What is fastest is what tr
 
 Configs are timed from the model's best to its worst, with a cold L2. Every timing is written as it comes: stop with
 Ctrl-C or kill -9, and go on with --resume or by the same command; nothing is lost, and nothing is timed twice.
-A config that fails is recorded as such and passed over. `tritonbn info` says where timings are kept."""
+A config that fails is recorded as such and passed over, as is one that was under way when two processes in turn were
+killed, since it may hang. `tritonbn info` says where timings are kept."""
 
 EXAMPLES = """\
   tritonbn tune                                                 every layer of ResNet-50, all passes
@@ -111,14 +114,14 @@ def measure(
     arguments: argparse.Namespace, problems: Sequence[Problem], place: torch.device, unfinished: Unfinished
 ) -> int:
     """Time what is not timed yet, and print what came of all."""
-    device = devices.current()
+    device = gpu.here()
     tasks = options.tasks(problems, place, device)
     unfinished.save()
     try:
         failures = time_all(arguments, tasks, unfinished)
     except KeyboardInterrupt as error:
         raise ExitError(INTERRUPTED, f"interrupted; {GO_ON}") from error
-    except sweep.DeviceLostError as error:
+    except DeviceLostError as error:
         raise ExitError(FAILED, f"{error}; {GO_ON}") from error
     unfinished.forget()
     title = f"measured on {device.name}"
@@ -132,25 +135,40 @@ def measure(
 
 def time_all(arguments: argparse.Namespace, tasks: Sequence[Task], unfinished: Unfinished) -> list[str]:
     """Time all that is left, and say which tasks had no room for their tensors."""
-    failures = []
+    failures, again = [], int(arguments.again)
+    unfinished.done += again * pass_over(unfinished)
     with bars() as progress:
         left = list(remaining(arguments, tasks, unfinished.done))
         bar = progress.add_task("timing", total=sum(len(configs) for _, configs in left))
         for task, configs in left:
-            done = unfinished.done + len(configs)
+            timed = 0
             compile_ahead([(task, config) for config in configs], arguments.jobs, progress)
             progress.update(bar, description=f"timing {options.label(task.problem)}")
             try:
-                for _ in sweep.run(task, configs, selection.in_force().do_bench):
+                for _ in sweep.run(task, unfinished.begin(task, configs), selection.in_force().do_bench):
                     progress.advance(bar)
-                    unfinished.done += 1
-                    if arguments.again:
-                        unfinished.save()
-            except torch.OutOfMemoryError as error:
+                    timed += 1
+                    unfinished.done += again
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 failures.append(f"{options.label(task.problem)} was not timed: {str(error).splitlines()[0]}")
-                progress.advance(bar, done - unfinished.done)
-            unfinished.done = done
+                progress.advance(bar, len(configs) - timed)
+                unfinished.done += again * (len(configs) - timed)
+            finally:
+                unfinished.end()
     return failures
+
+
+def pass_over(unfinished: Unfinished) -> int:
+    """How many configs are given up, one or none, and a line that says so."""
+    given_up = unfinished.give_up()
+    if given_up is None:
+        return 0
+    (failed,) = (timing for run in given_up.runs for timing in run.timings)
+    config = f"{given_up.key.mode} {given_up.key.dtype}, {short(failed.config)}"
+    print(f"tritonbn: {config} did not finish, twice: passed over, --again times it again", file=sys.stderr)
+    return 1
 
 
 def remaining(arguments: argparse.Namespace, tasks: Sequence[Task], done: int) -> Iterator[tuple[Task, list[Any]]]:

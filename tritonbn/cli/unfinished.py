@@ -1,17 +1,28 @@
-"""The sweep that did not come to its end: its arguments, kept beside the timings until it does."""
+"""The sweep that did not come to its end: its arguments and what it was timing, kept beside the timings until it does.
+
+Who was killed cannot say why: a config that was under way then is timed once more, and is a failure if that does not
+come back either.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from .. import store
+from ..problems import Task
+from ..timings import Entry, Run, key_of, timing
 from .directory import written
 from .exits import FAILED, USAGE, ExitError
 
 NAME = "unfinished-sweep"
+
+DID_NOT_FINISH = "did not finish"
+"""Why a config has failed that no process came back from."""
 
 
 @dataclass
@@ -22,6 +33,32 @@ class Unfinished:
     """Of the command."""
     done: int = 0
     """How many configs were timed, where those that were timed before are timed again."""
+    under_way: Entry | None = None
+    """The config that is being timed, as the failure that it is if that never ends."""
+    suspect: Entry | None = None
+    """What was under way when the process before this one was killed."""
+
+    def begin(self, task: Task, configs: Iterable[Any]) -> Iterator[Any]:
+        """The configs, each noted as under way before it is handed out."""
+        key = key_of(task.work, task.device)
+        for config in configs:
+            self.under_way = Entry(key, [Run(task.work.geometry, [timing(config, None, DID_NOT_FINISH)])])
+            self.save()
+            yield config
+
+    def end(self) -> None:
+        """Nothing is under way, whatever came of it."""
+        self.under_way = None
+        self.save()
+
+    def give_up(self) -> Entry | None:
+        """The config that two processes in turn were killed with, now recorded as a failure; None if there is none."""
+        given_up = self.under_way if self.under_way == self.suspect else None
+        self.under_way, self.suspect = None, self.under_way
+        if given_up:
+            for run in given_up.runs:
+                store.current().record(given_up.key, run.geometry, run.timings)
+        return given_up
 
     def save(self) -> None:
         """Keep it; ends the command where nothing can be kept, since neither could timings."""
