@@ -14,12 +14,13 @@ bench: $(VENV)/installed
 
 test: $(VENV)/installed lint
 	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
-	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 2 --dist worksteal tests/compiled
+	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 2 --dist worksteal --benchmark-disable tests/compiled benchmarks
 
 gpu: $(VENV)/installed
 	@$(VENV)/bin/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'make gpu: torch sees no GPU; \
 	after adding one, or for another build of torch: make clean, then make gpu TORCH=...')"
 	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest
+	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest --benchmark-disable benchmarks -k odd
 	$(VENV)/bin/python -m benchmarks
 
 lint: $(VENV)/installed

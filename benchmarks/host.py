@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,15 +70,29 @@ def cases(module: nn.Module, launches: list[Any], x: Tensor, dy: Tensor) -> list
     return [without_gradients, forward, both]
 
 
-def ratios(architecture: str = "sm_90") -> dict[str, tuple[float, float]]:
-    """Microseconds of ours and of torch's for each of LIMITS."""
+@dataclass(frozen=True)
+class HostTime:
+    """What a call takes of the host, in microseconds."""
+
+    call: str
+    ours: float
+    theirs: float
+
+    @property
+    def ratio(self) -> float:
+        """Ours relative to theirs."""
+        return self.ours / self.theirs
+
+
+def times(architecture: str = "sm_90") -> list[HostTime]:
+    """Of each of LIMITS."""
     x, dy = torch.randn(SHAPE, requires_grad=True), torch.randn(SHAPE)
     with targets.compiling_for(architecture) as launches:
         ours, theirs = (cases(module(SHAPE[1]), launches, x, dy) for module in (tritonbn.BatchNorm2d, nn.BatchNorm2d))
-        return {
-            name: tuple(microseconds([ours[number], theirs[number]]))  # in turns, so that drift hits both alike
+        return [
+            HostTime(name, *microseconds([ours[number], theirs[number]]))  # in turns, so that drift hits both alike
             for number, name in enumerate(LIMITS)
-        }
+        ]
 
 
 def steps(architecture: str = "sm_90") -> dict[str, float]:
@@ -128,15 +143,20 @@ def first_calls(architecture: str = "sm_90") -> dict[tuple[int, ...], tuple[int,
     return found
 
 
-def show(console: Console) -> float:
-    """Print all tables; seconds of a training forward pass."""
+def show(measured: list[HostTime], console: Console) -> None:
+    """Print what calls take beside torch's."""
     table = Table(title=f"Host time of BatchNorm2d on {'x'.join(map(str, SHAPE))}, measured on this CPU, microseconds")
     for column in ("call", "tritonbn", "torch.nn", "ratio", "limit"):
         table.add_column(column, justify="left" if column == "call" else "right")
-    measured = ratios()
-    for name, (ours, theirs) in measured.items():
-        table.add_row(name, f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}", f"{LIMITS[name]:.1f}")
+    for each in measured:
+        limit = LIMITS[each.call]
+        table.add_row(each.call, f"{each.ours:.1f}", f"{each.theirs:.1f}", f"{each.ratio:.2f}", f"{limit:.1f}")
     console.print(table)
+    console.print("tritonbn up to a driver that lists launches; torch.nn with its arithmetic, by ATen on this CPU\n")
+
+
+def show_steps(console: Console) -> None:
+    """Print where the time goes, and what first calls take."""
     table = Table(title="Where the forward pass's time goes, measured on this CPU, microseconds")
     for column in ("step, the outermost first", "with all inside", "by itself"):
         table.add_column(column, justify="left" if column.startswith("step") else "right")
@@ -150,9 +170,14 @@ def show(console: Console) -> float:
     for shape, (configs, taken) in first_calls().items():
         table.add_row("x".join(map(str, shape)), str(configs), f"{taken:.1f}")
     console.print(table)
-    console.print("tritonbn up to a driver that lists launches; torch.nn with its arithmetic, by ATen on this CPU\n")
-    return measured["forward"][0] * 1e-6
+
+
+def main() -> None:
+    """Print all tables."""
+    console = Console()
+    show(times(), console)
+    show_steps(console)
 
 
 if __name__ == "__main__":
-    show(Console())
+    main()

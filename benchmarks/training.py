@@ -1,97 +1,133 @@
-"""A small convolutional network trained on real handwritten digits, with tritonbn and with torch.nn, side by side."""
+"""Two networks trained side by side, with tritonbn and with torch.nn, from the same weights on the same data."""
 
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-import tritonbn
+from tritonbn.failures import wait_for
 
-BATCH = 32
-LEARNING_RATE = 0.05
 SHOWN_STEPS = 10
+
+WARM_UP = 5
+"""Steps before the clock runs: they compile."""
+
+Batch = tuple[Tensor, Tensor]
+"""Images and labels."""
 
 
 @dataclass
 class Run:
     """What training one of the two networks gave."""
 
-    losses: list[float] = field(default_factory=list)
-    """Cross-entropy of each step's batch, before the step."""
-    accuracy: float = 0.0
-    """Share of the test images that are classified rightly."""
+    losses: list[float | None] = field(default_factory=list)
+    """Cross-entropy of each step's batch, before the step; None in a file for what is no number."""
+    accuracy: float | None = None
+    """Share of the test images that are classified rightly; None without test images."""
+    seconds: float = 0.0
+    """Of all steps but the first ones, on a GPU; what a CPU takes says nothing here."""
 
 
-def network() -> nn.Module:
-    """Three convolutions with batch norm for 8 x 8 images in shades of grey."""
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, padding=1, stride=2, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1, stride=2, bias=False),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * 2 * 2, 10),
-    )
+@dataclass
+class Comparison:
+    """Both runs."""
+
+    title: str
+    batch: int
+    ours: Run = field(default_factory=Run)
+    theirs: Run = field(default_factory=Run)
+
+    @property
+    def greatest_difference(self) -> float:
+        """Of the losses, at any step."""
+        return max(abs(a - b) for a, b in zip(self.ours.losses, self.theirs.losses, strict=True))
+
+    def images_a_second(self, run: Run) -> float | None:
+        """How fast a run was; None if it was not on a GPU, or no longer than the first steps."""
+        counted = len(run.losses) - WARM_UP
+        return counted * self.batch / run.seconds if counted > 0 and run.seconds else None
 
 
-def digits(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """scikit-learn's 1797 digits: training images and labels, then every fifth image and label, for testing."""
-    bunch = load_digits()
-    images = torch.from_numpy((bunch.images / 16).astype(np.float32)).unsqueeze(1).to(device)
-    labels = torch.from_numpy(bunch.target).to(device)
-    test = torch.arange(len(labels), device=device) % 5 == 0
-    return images[~test], labels[~test], images[test], labels[test]
+@dataclass
+class Trainee:
+    """A network, its optimizer and what comes of it."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    run: Run
 
 
-def train(device: torch.device, steps: int, console: Console) -> tuple[Run, Run]:
-    """Train both networks from the same weights on the same batches; tritonbn's run first."""
-    torch.manual_seed(0)
-    theirs = network().to(device)
-    ours = tritonbn.convert(copy.deepcopy(theirs))
-    images, labels, test_images, test_labels = digits(device)
-    runs = Run(), Run()
-    networks = ours, theirs
-    optimizers = [torch.optim.SGD(net.parameters(), LEARNING_RATE, momentum=0.9) for net in networks]
-    order = torch.Generator().manual_seed(0)
-    with Progress(console=console) as progress:
-        for _ in progress.track(range(steps), description="training both networks"):
-            batch = torch.randperm(len(labels), generator=order)[:BATCH].to(device)
-            for net, optimizer, run in zip(networks, optimizers, runs, strict=True):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(net(images[batch]), labels[batch])
-                loss.backward()
-                optimizer.step()
-                run.losses.append(loss.item())
+def train(
+    comparison: Comparison,
+    network: nn.Module,
+    convert: Callable[[nn.Module], nn.Module],
+    batches: Iterable[Batch],
+    steps: int,
+    learning_rate: float,
+    progress: Progress,
+    context: Callable[[], AbstractContextManager] = nullcontext,
+) -> tuple[nn.Module, nn.Module]:
+    """Train both networks in turns, step by step, and return them, ours first; `context` is around their forwards."""
+    networks = convert(copy.deepcopy(network)), network
+    trainees = [
+        Trainee(net, torch.optim.SGD(net.parameters(), learning_rate, momentum=0.9), run)
+        for net, run in zip(networks, (comparison.ours, comparison.theirs), strict=True)
+    ]
+    for number, batch in enumerate(progress.track(batches, total=steps, description=comparison.title)):
+        for trainee in trainees:
+            seconds = step(trainee, batch, context)
+            if number >= WARM_UP and batch[0].device.type != "cpu":
+                trainee.run.seconds += seconds
+    return networks
+
+
+def step(trainee: Trainee, batch: Batch, context: Callable[[], AbstractContextManager]) -> float:
+    """One step of training; the seconds that it took."""
+    images, labels = batch
+    wait_for(images.device)
+    start = time.perf_counter()
+    trainee.optimizer.zero_grad()
+    with context():
+        loss = F.cross_entropy(trainee.network(images), labels)
+    loss.backward()
+    trainee.optimizer.step()
+    trainee.run.losses.append(loss.item())
+    wait_for(images.device)
+    return time.perf_counter() - start
+
+
+def accuracy(network: nn.Module, test: Batch) -> float:
+    """Share of the images that are classified rightly."""
+    images, labels = test
     with torch.no_grad():
-        for net, run in zip(networks, runs, strict=True):
-            run.accuracy = (net.eval()(test_images).argmax(1) == test_labels).float().mean().item()
-    return runs
+        return (network.eval()(images).argmax(1) == labels).float().mean().item()
 
 
-def show(ours: Run, theirs: Run, path: str, console: Console) -> None:
-    """Print both loss curves, their greatest difference and both accuracies."""
-    table = Table(title=f"Training on load_digits, batch norm through {path}")
+def show(comparison: Comparison, console: Console) -> None:
+    """Print both loss curves, their greatest difference, and how good and how fast both were."""
+    ours, theirs = comparison.ours, comparison.theirs
+    table = Table(title=comparison.title)
     for column in ("step", "loss, tritonbn", "loss, torch.nn", "difference"):
         table.add_column(column, justify="right")
     steps = len(ours.losses)
-    for step in sorted({round(i * (steps - 1) / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)}):
-        a, b = ours.losses[step], theirs.losses[step]
-        table.add_row(str(step), f"{a:.6f}", f"{b:.6f}", f"{a - b:+.1e}")
+    for number in sorted({round(i * (steps - 1) / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)}):
+        a, b = ours.losses[number], theirs.losses[number]
+        table.add_row(str(number), f"{a:.6f}", f"{b:.6f}", f"{a - b:+.1e}")
     console.print(table)
-    greatest = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True))
-    console.print(f"greatest difference of the losses over {steps} steps: {greatest:.2e}")
-    console.print(f"test accuracy: tritonbn {ours.accuracy:.2%}, torch.nn {theirs.accuracy:.2%}\n")
+    console.print(f"greatest difference of the losses over {steps} steps: {comparison.greatest_difference:.2e}")
+    for name, run in (("tritonbn", ours), ("torch.nn", theirs)):
+        images = comparison.images_a_second(run)
+        said = [f"test accuracy {run.accuracy:.2%}"] if run.accuracy is not None else []
+        said += [f"{images:.0f} images a second"] if images else []
+        console.print(f"{name}: {', '.join(said)}")
+    console.print()

@@ -96,7 +96,14 @@ def test_layers_that_people_run(architecture, shape, memory_format, width):
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_100", "gfx942"])
 @pytest.mark.parametrize(
     ("shape", "width"),
-    [((32, 80, 14, 14), 8), ((32, 48, 7, 7), 16), ((9, 33, 5, 7), 2), ((4096, 96), 16), ((64, 5, 100), 8)],
+    [
+        ((32, 80, 14, 14), 8),
+        ((32, 48, 7, 7), 16),
+        ((9, 33, 5, 7), 2),
+        ((4096, 96), 16),
+        ((32, 256), 16),
+        ((64, 5, 100), 8),
+    ],
 )
 def test_odd_shapes_do_not_spill_and_are_as_wide_as_their_alignment(architecture, shape, width):
     for launch in launches(architecture, shape, torch.float16):

@@ -1,0 +1,180 @@
+"""Measure a case: every provider is checked, then all that are right are timed in turns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonbn.failures import wait_for
+from tritonbn.selection import StrategyError
+
+from . import memory, values, witness
+from .cases import Case
+from .inputs import Inputs, make
+from .providers import PROVIDERS, Provider, UnfitError
+from .rows import Key, Row
+from .timing import Call, CallError, Stopwatch, Told, captured, leave_default_stream
+from .worker import Last, LostError
+
+SMALL_BYTES = 2**25
+"""Cases that move no more are replayed in a graph too: launching them takes about as long as running them."""
+
+
+class WrongError(Exception):
+    """A provider computes something else, or does not compute it itself; the message says what."""
+
+
+@dataclass
+class Contender:
+    """A provider's calls of a case."""
+
+    provider: Provider
+    case: Case
+    inputs: Inputs
+    """With running buffers of its own."""
+
+    @cached_property
+    def forward(self) -> Callable[[], Tensor]:
+        """Computes y."""
+        call = self.provider.build(self.case, self.inputs)
+        return torch.no_grad()(call) if self.case.direction == "inference" else call
+
+    def timed(self) -> Call:
+        """What the case is about: backward passes repeat the one of a forward pass that is made here."""
+        if self.case.direction != "backward":
+            return self.forward
+        y = self.forward()
+        return lambda: (y, *torch.autograd.grad(y, self.leaves, self.inputs.dy, retain_graph=True))
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What gradients are taken for."""
+        return list(self.inputs.leaves.values())
+
+    def results(self, found: Any, buffers: bool = False) -> values.Results:
+        """What such a call has returned, with the running buffers if it was the first one."""
+        y, *gradients = found if isinstance(found, tuple) else (found,)
+        updated = buffers and self.case.direction == "forward" and self.case.keras in (None, 0)
+        kept = {name: getattr(self.inputs, name).clone() for name in ("running_mean", "running_var")} if updated else {}
+        return values.Results(y.detach(), dict(zip(self.inputs.leaves, gradients, strict=False)), kept)
+
+
+def measure(device: torch.device, case: Case, names: Sequence[str], told: Told) -> list[Row]:
+    """A row for each of the providers; `told` hears which one is next.
+
+    LostError where the device does nothing more after a provider; Last where it had better do nothing more.
+    """
+    leave_default_stream(device)
+    inputs = make(case, device)
+    rows = {name: Row(Key.of(case), name, case.least_bytes, case.elements) for name in names}
+    fit: dict[str, Contender] = {}
+    calls: dict[str, Call] = {}
+
+    def attempt(name: str, do: Callable[..., None], *arguments: Any) -> None:
+        told(name)
+        try:
+            do(*arguments)
+        except Exception as error:
+            blame(rows[name], error, device)
+            fit.pop(name, None), calls.pop(name, None)
+
+    for name, row in rows.items():
+        contender = fit[name] = Contender(PROVIDERS[name], case, inputs.with_own_buffers())
+        attempt(name, check, row, contender, inputs, device)
+    if device.type != "cpu":
+        for name in list(fit):
+            attempt(name, prepare, calls, name, fit[name])
+        time_all(rows, calls, device, told)
+        for name in list(calls):
+            attempt(name, check_again, rows[name], fit[name], calls[name], inputs)
+    if any(row.not_captured for row in rows.values()):
+        raise Last(list(rows.values()))  # what a capture leaves behind when it fails is not for the next case
+    return list(rows.values())
+
+
+def blame(row: Row, error: Exception, device: torch.device) -> None:
+    """Keep why a provider has no time; LostError if the device does not survive it."""
+    row.why = in_a_line(error)
+    row.unfit = isinstance(error, (UnfitError, StrategyError, torch.OutOfMemoryError))
+    if isinstance(error, (UnfitError, WrongError, StrategyError)):
+        row.why = str(error)
+    row.cold = row.warm = row.graph = row.host = None
+    try:
+        wait_for(device)
+    except RuntimeError as lost:
+        raise LostError(row.provider, f"has lost the GPU: {row.why}") from lost
+
+
+def in_a_line(error: Exception) -> str:
+    """What an exception says first; a compiler's own is in the second line."""
+    return " ".join(f"{type(error).__name__}: {error}".split("\n")[:2])[:300].strip()
+
+
+def prepare(calls: dict[str, Call], name: str, contender: Contender) -> None:
+    """Put what is timed with the others."""
+    calls[name] = contender.timed()
+
+
+def check(row: Row, contender: Contender, inputs: Inputs, device: torch.device) -> None:
+    """Fill in what is no time; WrongError if something is wrong."""
+    case, call = contender.case, contender.timed()
+    require_right(row, contender, inputs, contender.results(call(), buffers=case.direction == "forward"))
+    if case.direction == "forward":
+        row.saved_bytes = memory.saved_bytes(call, contender.inputs.tensors)
+    if device.type != "cpu":
+        row.kernels = tuple(witness.kernels_of(call, device))
+        row.peak_bytes = memory.peak_bytes(call, device)
+        strangers = contender.provider.strangers(row.kernels)
+        if strangers:
+            raise WrongError(strangers)
+
+
+def check_again(row: Row, contender: Contender, call: Call, inputs: Inputs) -> None:
+    """Whether it still computes the same after all that was timed."""
+    require_right(row, contender, inputs, contender.results(call()))
+
+
+def require_right(row: Row, contender: Contender, inputs: Inputs, results: values.Results) -> None:
+    """Keep the errors; WrongError if one is too large."""
+    case = contender.case
+    errors = values.errors(case, inputs, results)
+    row.errors |= {name: error for name, error in errors.items() if math.isfinite(error)}  # JSON has no other numbers
+    wrong = [f"{name} is off by {e:.1e}" for name, e in errors.items() if not e <= values.allowed(case, name)]
+    if wrong:
+        raise WrongError(f"wrong: {', '.join(wrong)}")
+
+
+def time_all(rows: dict[str, Row], calls: dict[str, Call], device: torch.device, told: Told) -> None:
+    """Fill in all times, each kind in turns; who cannot go on is left out, and the others begin anew."""
+    stopwatch = Stopwatch(device)
+    while calls:
+        try:
+            cold, warm, host = (take(calls, told) for take in (stopwatch.cold, stopwatch.warm, stopwatch.host))
+            break
+        except CallError as failed:
+            del calls[failed.name]
+            blame(rows[failed.name], failed.cause, device)
+    for name in calls:
+        rows[name].cold, rows[name].warm, rows[name].host = cold[name], warm[name], host[name]
+    if device.type == "cuda" and calls and rows[next(iter(calls))].least_bytes <= SMALL_BYTES:
+        time_graphs(rows, calls, stopwatch, told)
+
+
+def time_graphs(rows: dict[str, Row], calls: dict[str, Call], stopwatch: Stopwatch, told: Told) -> None:
+    """The same in CUDA graphs; the first one that cannot be captured is the last one that is tried."""
+    graphs: dict[str, Call] = {}
+    for name, call in calls.items():
+        told(name)
+        try:
+            graphs[name], _ = captured(call)
+        except Exception as error:
+            rows[name].not_captured = in_a_line(error)
+            break
+    for name, times in stopwatch.replayed(graphs, told).items():
+        rows[name].graph = times

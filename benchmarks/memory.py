@@ -1,0 +1,38 @@
+"""What a call needs of memory beside its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], Any]
+
+
+def saved_bytes(call: Call, known: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of a call, the tensors that it was given not counted."""
+    given = {tensor.untyped_storage().data_ptr() for tensor in known}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    return sum(kept.values())
+
+
+def peak_bytes(call: Call, device: torch.device) -> int | None:
+    """Bytes that a call takes at most, its result included; None where nobody counts, as on a CPU."""
+    if device.type == "cpu":
+        return None
+    module = torch.get_device_module(device)
+    before = module.memory_allocated(device)
+    module.reset_peak_memory_stats(device)
+    call()
+    return module.max_memory_allocated(device) - before
