@@ -1,5 +1,7 @@
 """pytest benchmarks: what a call takes of the host, beside torch's, on any machine (see host.py)."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,15 @@ if INTERPRETED:
     pytest.skip("expected a process without TRITON_INTERPRET=1", allow_module_level=True)
 
 MODULES = {"tritonbn": tritonbn.BatchNorm2d, "torch.nn": nn.BatchNorm2d}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With more, torch would share out a few elements, and wait for whoever is late."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -83,7 +83,7 @@ def train(
         Trainee(net, torch.optim.SGD(net.parameters(), learning_rate, momentum=0.9), run)
         for net, run in zip(networks, (comparison.ours, comparison.theirs), strict=True)
     ]
-    for number, batch in enumerate(progress.track(batches, total=steps, description=comparison.title)):
+    for number, batch in enumerate(progress.track(batches, total=steps, description="training")):
         for trainee in trainees:
             seconds = step(trainee, batch, context)
             if number >= WARM_UP and batch[0].device.type != "cpu":
