@@ -159,8 +159,8 @@ def reduced(case: Case, most_elements: int) -> Case:
     """A case small enough to be run in the interpreter: fewer samples first, then channels, then pixels."""
     sizes, channels = list(case.problem.shape), len(case.problem.shape) - 1 if case.keras == 1 else 1
     while math.prod(sizes) > most_elements:
-        if sizes[0] > 2:
-            sizes[0] = max(2, sizes[0] // 2)
+        if sizes[0] > 4:
+            sizes[0] = max(4, sizes[0] // 2)
         elif sizes[channels] > 4:
             sizes[channels] = -(-sizes[channels] // 2)
         else:

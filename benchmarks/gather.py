@@ -41,6 +41,9 @@ INTERPRETED_ELEMENTS = 2**12
 AS_CHOSEN = {"TRITONBN_TUNE": "off"}
 """So that "tritonbn" is what the model chooses, whatever was timed before."""
 
+COMPILING = 900.0
+"""Seconds that a step of training may take at least: the first one compiles a network's kernels."""
+
 KEPT_EVERY = 30.0
 """Seconds between two times that a report is kept while it grows."""
 
@@ -73,12 +76,12 @@ def find_device() -> torch.device:
 def gather(asked: Asked, report: Report, device: torch.device) -> None:
     """Fill in the report, section by section; one that fails leaves the others alone."""
     on_gpu = device.type != "cpu"
-    with Worker(asked.limit, AS_CHOSEN if on_gpu else {"TRITON_INTERPRET": "1"}) as worker:
-        if asked.steps != 0:
-            with section("training", report):
-                train(asked, report, device, worker)
-        with section("measuring" if on_gpu else "checking values", report):
-            (measure_all if on_gpu else check_reduced)(asked, report, device, worker)
+    environment = AS_CHOSEN if on_gpu else {"TRITON_INTERPRET": "1"}
+    if asked.steps != 0:
+        with section("training", report), Worker(max(asked.limit, COMPILING), environment) as worker:
+            train(asked, report, device, worker)
+    with Worker(asked.limit, environment) as worker, section("measuring" if on_gpu else "checking values", report):
+        (measure_all if on_gpu else check_reduced)(asked, report, device, worker)
     with section("compiling and modelling", report):
         compile_and_model(asked, report, device)
     with section("host time", report):
@@ -106,10 +109,11 @@ def train(asked: Asked, report: Report, device: torch.device, worker: Worker) ->
         jobs.append((resnet18.compare, device, asked.steps or RESNET_STEPS))
     with bars(asked.console) as progress:
         for job in progress.track(jobs, description="training in another process"):
-            trained, blamed = worker.run(train_elsewhere, job, ["training"])
-            if trained is None:
-                raise RuntimeError(f"training {blamed['training']}")
-            report.training.append(trained)
+            with section("training", report):
+                trained, blamed = worker.run(train_elsewhere, job, ["training"])
+                if trained is None:
+                    raise RuntimeError(f"training {blamed['training']}")
+                report.training.append(trained)
 
 
 def train_elsewhere(compare: Callable[..., Comparison], *arguments: Any) -> Comparison:
@@ -143,10 +147,10 @@ def check_reduced(asked: Asked, report: Report, cpu: torch.device, worker: Worke
 def measure_all(asked: Asked, report: Report, device: torch.device, worker: Worker) -> None:
     """On a GPU: compile what will run, and measure every case."""
     report.measured_on = report.environment["GPU"]
-    bandwidth, blamed = worker.run(bandwidth_elsewhere, (device,), ["a copy"])
-    if bandwidth is None:
-        raise RuntimeError(f"a plain copy {blamed['a copy']}")
-    report.copy_bandwidth = bandwidth
+    with section("the bandwidth of a copy", report):
+        report.copy_bandwidth, blamed = worker.run(bandwidth_elsewhere, (device,), ["a copy"])
+        if blamed:
+            raise RuntimeError(f"a copy {blamed['a copy']}")
     if any(name.startswith(OURS) for name in asked.names):
         with bars(asked.console) as progress:
             ahead = list(leaders(asked.cases))

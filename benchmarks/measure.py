@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from . import memory, values, witness
 from .cases import Case
 from .inputs import Inputs, make
 from .providers import PROVIDERS, Provider, UnfitError
-from .rows import Key, Row
-from .timing import Call, CallError, Stopwatch, Told, captured, leave_default_stream
+from .rows import OURS, Key, Row
+from .timing import Call, CallError, Stopwatch, Times, Told, captured, leave_default_stream
 from .worker import Last, LostError
 
 SMALL_BYTES = 2**25
@@ -71,6 +72,7 @@ def measure(device: torch.device, case: Case, names: Sequence[str], told: Told) 
     LostError where the device does nothing more after a provider; Last where it had better do nothing more.
     """
     leave_default_stream(device)
+    gc.collect()  # what earlier cases have left in cycles of exceptions
     inputs = make(case, device)
     rows = {name: Row(Key.of(case), name, case.least_bytes, case.elements) for name in names}
     fit: dict[str, Contender] = {}
@@ -80,6 +82,7 @@ def measure(device: torch.device, case: Case, names: Sequence[str], told: Told) 
         told(name)
         try:
             do(*arguments)
+            wait_for(device)  # what hangs or fails later is not the next one's
         except Exception as error:
             blame(rows[name], error, device)
             fit.pop(name, None), calls.pop(name, None)
@@ -90,11 +93,11 @@ def measure(device: torch.device, case: Case, names: Sequence[str], told: Told) 
     if device.type != "cpu":
         for name in list(fit):
             attempt(name, prepare, calls, name, fit[name])
-        time_all(rows, calls, device, told)
+        spoilt = time_all(rows, fit, calls, inputs, device, told)
         for name in list(calls):
             attempt(name, check_again, rows[name], fit[name], calls[name], inputs)
-    if any(row.not_captured for row in rows.values()):
-        raise Last(list(rows.values()))  # what a capture leaves behind when it fails is not for the next case
+        if spoilt:
+            raise Last(list(rows.values()))
     return list(rows.values())
 
 
@@ -105,10 +108,15 @@ def blame(row: Row, error: Exception, device: torch.device) -> None:
     if isinstance(error, (UnfitError, WrongError, StrategyError)):
         row.why = str(error)
     row.cold = row.warm = row.graph = row.host = None
+    require_device(row.provider, device, row.why)
+
+
+def require_device(name: str, device: torch.device, why: str) -> None:
+    """LostError if the device does nothing more after a provider."""
     try:
         wait_for(device)
     except RuntimeError as lost:
-        raise LostError(row.provider, f"has lost the GPU: {row.why}") from lost
+        raise LostError(name, f"has lost the GPU: {why}") from lost
 
 
 def in_a_line(error: Exception) -> str:
@@ -150,31 +158,69 @@ def require_right(row: Row, contender: Contender, inputs: Inputs, results: value
         raise WrongError(f"wrong: {', '.join(wrong)}")
 
 
-def time_all(rows: dict[str, Row], calls: dict[str, Call], device: torch.device, told: Told) -> None:
-    """Fill in all times, each kind in turns; who cannot go on is left out, and the others begin anew."""
+def time_all(
+    rows: dict[str, Row],
+    fit: dict[str, Contender],
+    calls: dict[str, Call],
+    inputs: Inputs,
+    device: torch.device,
+    told: Told,
+) -> bool:
+    """Fill in all times, each kind in turns; who cannot go on is left out, and the others begin anew.
+
+    Whether the process had better do nothing more: a capture that has failed leaves traces.
+    """
     stopwatch = Stopwatch(device)
-    while calls:
+    takes = stopwatch.cold, stopwatch.warm, stopwatch.host
+    cold, warm, host = in_rounds(rows, calls, device, lambda calls: [take(calls, told) for take in takes])
+    for name in calls:
+        rows[name].cold, rows[name].warm, rows[name].host = cold[name], warm[name], host[name]
+    if device.type != "cuda" or not calls or rows[next(iter(calls))].least_bytes > SMALL_BYTES:
+        return False
+    graphs: dict[str, Call] = {}
+    spoilt = False
+    for name in sorted(calls, key=lambda name: name.startswith(OURS)):  # the most proven first
+        told(name)
         try:
-            cold, warm, host = (take(calls, told) for take in (stopwatch.cold, stopwatch.warm, stopwatch.host))
+            graphs[name] = checked_graph(rows[name], fit[name], calls[name], inputs, device)
+        except Exception as error:
+            rows[name].not_captured = in_a_line(error)
+            require_device(name, device, rows[name].not_captured)
+            spoilt = not isinstance(error, (WrongError, StrategyError))
+        if spoilt:
             break
+    (replayed,) = in_rounds(rows, graphs, device, lambda graphs: [stopwatch.replayed(graphs, told)])
+    for name, times in replayed.items():
+        rows[name].graph = times
+    return spoilt
+
+
+def in_rounds(
+    rows: dict[str, Row],
+    calls: dict[str, Call],
+    device: torch.device,
+    take: Callable[[dict[str, Call]], list[dict[str, Times]]],
+) -> list[dict[str, Times]]:
+    """What is taken of the calls, without those that raise something on the way: they are blamed and left out."""
+    while True:
+        try:
+            return take(calls)
         except CallError as failed:
             del calls[failed.name]
             blame(rows[failed.name], failed.cause, device)
-    for name in calls:
-        rows[name].cold, rows[name].warm, rows[name].host = cold[name], warm[name], host[name]
-    if device.type == "cuda" and calls and rows[next(iter(calls))].least_bytes <= SMALL_BYTES:
-        time_graphs(rows, calls, stopwatch, told)
 
 
-def time_graphs(rows: dict[str, Row], calls: dict[str, Call], stopwatch: Stopwatch, told: Told) -> None:
-    """The same in CUDA graphs; the first one that cannot be captured is the last one that is tried."""
-    graphs: dict[str, Call] = {}
-    for name, call in calls.items():
-        told(name)
-        try:
-            graphs[name], _ = captured(call)
-        except Exception as error:
-            rows[name].not_captured = in_a_line(error)
-            break
-    for name, times in stopwatch.replayed(graphs, told).items():
-        rows[name].graph = times
+def checked_graph(row: Row, contender: Contender, call: Call, inputs: Inputs, device: torch.device) -> Call:
+    """The replay of a captured call, whose results are poisoned before it is seen to compute them again.
+
+    Of programs that wait for each other a captured launch is another one than the eager one (counters.py).
+    """
+    replay, result = captured(call)
+    written = result[1:] if isinstance(result, tuple) else (result,)  # a backward pass reads its y
+    with torch.no_grad():
+        for tensor in written:
+            tensor.detach().fill_(torch.nan)
+    replay()
+    wait_for(device)
+    require_right(row, contender, inputs, contender.results(result))
+    return replay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import quantiles
@@ -14,7 +15,10 @@ CACHE_BYTES = 2**30
 """Read before a measurement: more than any L2 (H100 50 MB, MI300X 256 MB), which then holds nothing to be written."""
 
 MOST_FLUSHES = 64
-"""How often it is read at most, so that the host has launched all before the GPU begins."""
+"""How often it is read at most, so that the host has launched all before the GPU begins.
+
+A call that waits for the GPU itself is timed all the same, its waiting included.
+"""
 
 ROUNDS, WARM_UP = 30, 5
 """Rounds that count, and before them those that do not."""
@@ -76,12 +80,12 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.module = torch.get_device_module(device)
         self.cache = torch.zeros(CACHE_BYTES // 4, device=device)
-        self.flushes = 1
+        self.flushes: defaultdict[Call, int] = defaultdict(lambda: 1)
 
     def device_time(self, call: Call, before: Call | None = None) -> float:
         """Microseconds by events, with the host far enough ahead not to count; what runs before leaves its L2."""
         while True:
-            for _ in range(self.flushes):
+            for _ in range(self.flushes[call]):
                 self.cache.sum()
             if before is not None:
                 before()
@@ -91,9 +95,9 @@ class Stopwatch:
             end.record()
             is_late = start.query()
             self.module.synchronize()
-            if not is_late or self.flushes >= MOST_FLUSHES:
+            if not is_late or self.flushes[call] >= MOST_FLUSHES:
                 return start.elapsed_time(end) * 1e3
-            self.flushes *= 2
+            self.flushes[call] *= 2
 
     def cold(self, calls: Calls, told: Told) -> dict[str, Times]:
         """With nothing of the call's in the L2."""

@@ -56,11 +56,12 @@ def errors(case: Case, inputs: Inputs, results: Results) -> dict[str, float]:
     worst: dict[str, float] = {}
     vectors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     summed: dict[str, Tensor] = {}
-    for part, truth in truths(case, inputs, results):
+    for part, truth, scales in truths(case, inputs, results):
         for name, exact in truth.items():
             found = part(results.all()[name])
             if exact.dim() > 1:
-                worst[name] = not_less(worst.get(name, 0.0), relative(found, exact, 0 if case.keras == 1 else 1))
+                error = relative(found, exact, 0 if case.keras == 1 else 1, scales.get(name))
+                worst[name] = not_less(worst.get(name, 0.0), error)
             elif case.keras == 1:
                 summed[name] = summed.get(name, 0) + exact
             else:
@@ -72,9 +73,9 @@ def errors(case: Case, inputs: Inputs, results: Results) -> dict[str, float]:
     return worst | {name: relative(*both) for name, both in whole.items()}
 
 
-def relative(found: Tensor, exact: Tensor, axis: int | None = None) -> float:
-    """The greatest error relative to the greatest value, along an axis for each place by itself."""
-    error, value = (found.double() - exact).abs(), exact.abs()
+def relative(found: Tensor, exact: Tensor, axis: int | None = None, scale: Tensor | None = None) -> float:
+    """The greatest error relative to the greatest value, of `scale` if it is given; along an axis place by place."""
+    error, value = (found.double() - exact).abs(), (exact if scale is None else scale).abs()
     if axis is not None:
         others = [d for d in range(exact.dim()) if d != axis]
         error, value = error.amax(others), value.amax(others)
@@ -88,8 +89,14 @@ def not_less(a: float, b: float) -> float:
     return a if a >= b else b
 
 
-def truths(case: Case, inputs: Inputs, results: Results) -> Iterator[tuple[Taken, dict[str, Tensor]]]:
-    """What all results should be, part by part: how to take a part of a tensor or vector, and its true values."""
+def truths(
+    case: Case, inputs: Inputs, results: Results
+) -> Iterator[tuple[Taken, dict[str, Tensor], dict[str, Tensor]]]:
+    """What all results should be, part by part: how to take a part of a tensor or vector, and its true values.
+
+    And what y's error is relative to if a residual is added: who rounds before that has the error of the greatest of
+    both, however much of it cancels.
+    """
     of_samples = case.keras == 1
     count = inputs.x.shape[0 if of_samples else 1]
     step = max(1, MOST_AT_ONCE * count // inputs.x.numel())
@@ -105,7 +112,11 @@ def truths(case: Case, inputs: Inputs, results: Results) -> Iterator[tuple[Taken
             gradients = torch.autograd.grad(z, list(exact.values()), dz)
             truth |= dict(zip(exact, gradients, strict=True))
         known = results.all()
-        yield taken, {name: value.detach() for name, value in truth.items() if name in known}
+        scales = {}
+        if case.fused:
+            added = exact["dresidual"].detach()
+            scales["y"] = torch.maximum((z.detach() - added).abs(), added.abs())
+        yield taken, {name: value.detach() for name, value in truth.items() if name in known}, scales
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ START = 300
 """Seconds that a process may take until it listens."""
 
 
+ENDING = 10
+"""Seconds that it may take to end, before it is killed."""
+
+
 class LostError(Exception):
     """A process will give no result, or none that can be believed, and had better be replaced."""
 
@@ -61,7 +65,8 @@ class Worker:
             except LostError as lost:
                 self.stop()
                 if lost.name not in left:
-                    raise RuntimeError(f"expected a result from a process, which {lost.what}") from None
+                    told = "".join(f"; before that {name} {what}" for name, what in blamed.items())
+                    raise RuntimeError(f"expected a result from a process, which {lost.what}{told}") from None
                 blamed[lost.name] = lost.what
                 left.remove(lost.name)
         return None, blamed
@@ -78,15 +83,16 @@ class Worker:
                 elif what == "lost":
                     raise LostError(*value)
                 elif what == "raised":
+                    self.stop()
                     raise RuntimeError(value)
                 else:
                     if what == "last":
                         self.stop()
                     return value
         except (EOFError, OSError):
-            self.process.join()
+            self.process.join(ENDING)
             raise LostError(name, f"ended its process, exit code {self.process.exitcode}") from None
-        raise LostError(name, f"had not finished after {self.limit:g} s")
+        raise LostError(name, f"had not finished after {self.limit if name else START:g} s")
 
     def start(self) -> None:
         """A new process, with this environment."""
@@ -121,7 +127,7 @@ def serve(connection: Connection) -> None:
     """What the process does until it is ended."""
     depend_on_parent()
     kind = "result"
-    while kind in ("result", "raised"):
+    while kind == "result":  # what was raised may have spoilt the device for this process
         step, arguments, names = connection.recv()
         try:
             kind, answer = "result", step(*arguments, names, lambda name: connection.send(("next", name)))

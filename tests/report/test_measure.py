@@ -159,46 +159,100 @@ def test_parts_give_the_same_errors(monkeypatch):
         monkeypatch.undo()
 
 
-def test_graphs_of_small_calls_until_one_cannot_be_captured(registry, clock, monkeypatch):
-    names = ("right", "stubborn", "next")
+@pytest.fixture
+def small(registry, clock, few_rounds, monkeypatch):
+    """A function that times some providers as on CUDA, where a graph is a replay that a test makes of a call."""
+    monkeypatch.setattr(measure, "Stopwatch", lambda device: made)
+    monkeypatch.setattr(measure, "wait_for", lambda device: None)
+    made = timing.Stopwatch(CPU)
 
-    def captured(call):
-        if call == "stubborn":
-            raise RuntimeError("operation not permitted when stream is capturing")
-        return lambda: setattr(clock, "now", clock.now + 3), None
+    def run(replays, least_bytes=measure.SMALL_BYTES):
+        rows, fit, calls, order = {}, {}, {}, []
+        inputs = make(case_of("backward"), CPU)
+        for name in replays:
+            rows[name] = measure.Row(measure.Key.of(case_of("backward")), name, least_bytes, 60)
+            fit[name] = measure.Contender(provider_of(right), case_of("backward"), inputs.with_own_buffers())
+            calls[name] = fit[name].timed()
+        names = {id(call): name for name, call in calls.items()}
 
-    monkeypatch.setattr(measure, "captured", captured)
-    rows = {name: measure.Row(measure.Key.of(case_of()), name, 10, 60) for name in names}
-    told = []
-    measure.time_graphs(rows, dict(zip(names, names, strict=True)), timing.Stopwatch(CPU), told.append)
-    assert rows["right"].graph.p50 == pytest.approx(3000 / timing.REPLAYED)
-    assert rows["stubborn"].graph is rows["next"].graph is None
+        def captured(call):
+            result = call()
+            order.append(names[id(call)])
+            return (lambda: replays[names[id(call)]](clock, call, result)), result
+
+        monkeypatch.setattr(measure, "captured", captured)
+        spoilt = measure.time_all(rows, fit, calls, inputs, torch.device("cuda"), lambda name: None)
+        return rows, spoilt, order
+
+    return run
+
+
+def computes_again(clock, call, result):
+    """What a replay does."""
+    clock.now += 3
+    with torch.no_grad():
+        for old, new in zip(result, call(), strict=True):
+            old.copy_(new)
+
+
+def test_replays_of_small_calls_are_timed_if_they_compute_again(small):
+    def does_nothing(clock, call, result):
+        clock.now += 1
+
+    rows, spoilt, order = small({"tritonbn": computes_again, "idle": does_nothing, "other": computes_again})
+    assert not spoilt
+    assert rows["tritonbn"].graph.p50 == rows["other"].graph.p50 == pytest.approx(3000 / timing.REPLAYED)
+    assert rows["idle"].graph is None
+    assert rows["idle"].not_captured.startswith("WrongError: wrong: dx is off by nan")
+    assert rows["idle"].cold is not None
+    assert order == ["idle", "other", "tritonbn"], "ours last, lest it spoil the others'"
+
+
+def test_large_calls_are_not_captured(small):
+    rows, spoilt, _ = small({"other": None}, measure.SMALL_BYTES + 1)
+    assert not spoilt
+    assert rows["other"].cold is not None
+    assert rows["other"].graph is None
+
+
+def test_a_capture_that_fails_is_the_last_one_of_its_process(small, gpu, registry, monkeypatch):
+    def forbidden(clock, call, result):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    rows, spoilt, _ = small({"tritonbn": computes_again, "stubborn": forbidden})
+    assert spoilt
     assert "not permitted" in rows["stubborn"].not_captured
-    assert told[:2] == ["right", "stubborn"]
-
-
-def test_a_process_in_which_a_capture_failed_does_nothing_more(gpu, registry, few_rounds, monkeypatch):
+    assert rows["stubborn"].cold is not None
+    assert rows["tritonbn"].graph is None, "it was not tried any more"
     register("right", right)
-
-    def time_all(rows, calls, device, told):
-        rows["right"].not_captured = "not permitted"
-
-    monkeypatch.setattr(measure, "time_all", time_all)
+    monkeypatch.setattr(measure, "time_all", lambda *_: True)
     with pytest.raises(Last) as last:
         measure.measure(gpu, case_of(), ["right"], lambda name: None)
     assert [row.provider for row in last.value.result] == ["right"]
 
 
-def test_only_small_cases_are_replayed(registry, clock, few_rounds, monkeypatch):
-    seen = []
-    monkeypatch.setattr(measure, "Stopwatch", lambda device: timing_on_cpu)
-    monkeypatch.setattr(measure, "time_graphs", lambda rows, calls, *_: seen.append(list(calls)))
-    timing_on_cpu = timing.Stopwatch(CPU)
-    for size in (measure.SMALL_BYTES, measure.SMALL_BYTES + 1):
-        rows = {"a": measure.Row(measure.Key.of(case_of()), "a", size, 60)}
-        measure.time_all(rows, {"a": lambda: None}, torch.device("cuda"), lambda name: None)
-        assert rows["a"].cold is not None
-    assert seen == [["a"]]
+def test_a_replay_that_raises_costs_itself_alone(small):
+    def breaks(clock, call, result):
+        computes_again(clock, call, result)
+        if clock.now > 10:
+            raise RuntimeError("a replay is lost")
+
+    rows, spoilt, _ = small({"fragile": breaks, "other": computes_again})
+    assert not spoilt
+    assert rows["fragile"].why == "RuntimeError: a replay is lost"
+    assert rows["fragile"].graph is None
+    assert rows["other"].graph is not None
+
+
+def test_a_hang_of_later_launches_is_not_the_next_ones(gpu, registry, monkeypatch):
+    """Everybody's work is waited for in its own turn."""
+    waited, told = [], []
+    register("a", right)
+    register("b", right)
+    monkeypatch.setattr(measure, "wait_for", lambda device: waited.append(told[-1]))
+    monkeypatch.setattr(measure, "time_all", lambda *_: False)
+    measure.measure(gpu, case_of(), ["a", "b"], told.append)
+    assert waited == told == ["a", "b"] * 3
 
 
 def test_saved_bytes():
