@@ -1,5 +1,6 @@
 """Batch normalization for PyTorch on Triton kernels."""
 
+from . import operators as operators
 from .backends import backend
 from .conversion import convert
 from .functional import batch_norm

@@ -25,7 +25,9 @@ def fused(
     slope: float,
 ) -> Tensor:
     """activation(batch_norm + residual)."""
-    y = batch_norm(x, running_mean, running_var, weight, bias, training, float(momentum), eps, axis, correction)
+    if not torch.compiler.is_compiling():
+        momentum = float(momentum)  # which would break a graph
+    y = batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction)
     if residual is not None:
         y = y + residual
     if activation == "relu":
@@ -42,14 +44,15 @@ def batch_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     training: bool,
-    momentum: float,
+    momentum: float | Tensor,
     eps: float,
     axis: int,
     correction: int,
 ) -> Tensor:
     """torch.nn.functional.batch_norm, for any axis and for either correction of the running variance."""
     dtypes = {vector.dtype for vector in (running_mean, running_var, weight, bias) if vector is not None}
-    if axis == 1 and correction == 1 and (len(dtypes) == 0 or dtypes in ({x.dtype}, {statistics_dtype(x.dtype)})):
+    is_torchs = axis == correction == 1 and not isinstance(momentum, Tensor)
+    if is_torchs and (len(dtypes) == 0 or dtypes in ({x.dtype}, {statistics_dtype(x.dtype)})):
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
     channels_second = (x.movedim(axis, 1) if x.dim() > 1 else x.unsqueeze(0)).contiguous()
@@ -67,9 +70,10 @@ def batch_norm(
     if training and running_mean is not None and x.numel() > 0:
         values = x.numel() // x.shape[axis]
         var = torch.zeros_like(var) if values == 1 else var * ((values - 1) / (values - correction))
+        share = momentum.to(var.dtype) if isinstance(momentum, Tensor) else momentum
         with torch.no_grad():
             for running, batch in ((running_mean, mean), (running_var, var)):
-                running.copy_(running.to(batch.dtype).lerp(batch, momentum))
+                running.copy_(running.to(batch.dtype).lerp(batch, share))
     y = y.movedim(1, axis) if x.dim() > 1 else y.squeeze(0)
     return torch.empty_like(x).copy_(y)
 

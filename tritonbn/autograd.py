@@ -56,7 +56,7 @@ class BatchNorm(torch.autograd.Function):
     ) -> Tensor:
         keeps_signs = residual is not None and case.activation in ("relu", "leaky_relu")
         recomputes = case.activation is not None and not keeps_signs
-        if not torch.compiler.is_compiling() and (
+        if (
             x.is_inference()
             or (weight is not None and weight.is_inference())
             or (recomputes and any(t is not None and t.is_inference() for t in (bias, residual)))

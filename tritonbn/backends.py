@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar
+from types import NoneType
 from typing import Literal, get_args
 
 import torch
@@ -34,7 +35,9 @@ class backend(Block):
 
     Outside of it the environment variable TRITONBN_BACKEND decides, "auto" if unset. A backward pass runs where its
     forward pass ran. Inside torch.func's transforms and under forward-mode differentiation ATen computes, whatever the
-    name. ValueError for any other name, TypeError where a coroutine or a generator is decorated.
+    name. What torch.compile and torch.export trace leaves evaluation to ATen, unless the name is "triton"; a block has
+    to be around the compiled call, not in it. ValueError for any other name, TypeError where a coroutine or a generator
+    is decorated.
     """
 
     chosen = _chosen
@@ -60,3 +63,27 @@ def uses_kernels(x: torch.Tensor) -> bool:
         kind = x.device.type
         return kind in KERNEL_DEVICES or (INTERPRETED and kind == "cpu")
     return name == "triton"
+
+
+def traces_kernels(x: torch.Tensor, training: bool) -> bool:
+    """The same while torch.compile or torch.export traces: in evaluation only if the kernels are asked for by name.
+
+    A graph is traced anew where a block changes the choice; the environment is read once.
+    """
+    if forward_ad._current_level >= 0 or type(innermost_transform()) is not NoneType:
+        return False
+    chosen = _traced.names
+    name = chosen[-1] if chosen else known(os.environ.get(VARIABLE) or "auto", VARIABLE)
+    if name == "auto":
+        kind = x.device.type
+        return training and (kind in KERNEL_DEVICES or (INTERPRETED and kind == "cpu"))
+    return name == "triton"
+
+
+class Traced(tuple[str, ...]):
+    """What torch.compile reads, and guards, in place of a ContextVar: a property that C computes."""
+
+    names = property(_chosen.get)  # which gets this empty tuple as its default
+
+
+_traced = Traced()

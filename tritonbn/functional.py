@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import aten, autograd, devices, selection
-from .backends import uses_kernels
+from .backends import traces_kernels, uses_kernels
 from .case import Case
 from .launch import dense, dense_strides, statistics_dtype, walkable
 from .sample_case import SampleCase
@@ -81,6 +82,13 @@ def batch_norm(
 
     Every error is raised before a buffer is touched.
     """
+    if is_compiling():
+        return traced(
+            Arguments(
+                input, running_mean, running_var, weight, bias, bool(training), momentum, eps, axis, correction,
+                residual, activation, negative_slope, num_batches_tracked,
+            )
+        )  # fmt: skip
     case, problem, training = None, None, bool(training)
     try:
         if uses_kernels(input):
@@ -213,6 +221,41 @@ def case_of(given: Arguments) -> Case:
     )
 
 
+def known_case(given: Arguments) -> Case:
+    """The same, made once, for operators, whose arguments were checked while the graph was traced."""
+    momentum = given.momentum
+    forms = (form(each) if isinstance(each, Tensor) else each for each in given._replace(momentum=momentum.__class__))
+    key = devices.planned_for(), selection.setting(), *forms, form(momentum) if isinstance(momentum, Tensor) else None
+    return _cases.get(key) or remember(key, case_of(given))
+
+
+def traced(given: Arguments) -> Tensor:
+    """What torch.compile and torch.export record: an operator of ours, or torch's, whose neighbours can be fused.
+
+    In evaluation it is torch's, unless the kernels are asked for by name.
+    """
+    check(given)
+    x, counter, momentum = given.input, given.num_batches_tracked, given.momentum
+    if x.numel() == 0 or not traces_kernels(x, given.training):
+        return by_aten(given)
+    counts_elsewhere = given.training and counter is not None and counter.device != x.device
+    if momentum is None and counts_elsewhere:
+        momentum = average_factor(counter, x)
+    factor = momentum if isinstance(momentum, Tensor) else None
+    how = (
+        0.0 if momentum is None or factor is not None else float(momentum), float(given.eps), given.axis % x.dim(),
+        given.correction, given.activation, float(given.negative_slope),
+    )  # fmt: skip
+    tensors = x, given.weight, given.bias, given.residual, given.running_mean, given.running_var
+    if not given.training:
+        return torch.ops.tritonbn.inference(*tensors, *how)[0]
+    counted = None if counts_elsewhere else counter
+    y = torch.ops.tritonbn.training(*tensors, counted, factor, momentum is None, *how)[0]
+    if counts_elsewhere:
+        counter.add_(1)
+    return y
+
+
 def average_factor(counter: Tensor, input: Tensor) -> Tensor:
     """The weight of the next batch in the average of all, on the input's device."""
     return 1.0 / (counter + 1).to(input.device, statistics_dtype(input.dtype))
@@ -255,7 +298,12 @@ def sample_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None
         NotImplementedError: an input dtype or layout other than those named.
         ValueError: eps that is not positive.
         RuntimeError: an input without axes; a vector of the wrong size, dtype or device.
+
+    In graphs of torch.compile and torch.export it is torch's own operations, for the compiler to fuse.
     """
+    if is_compiling():
+        check_sample(input, weight, bias, eps)
+        return aten.sample_norm(input, weight, bias, float(eps))
     case, problem = None, None
     try:
         if uses_kernels(input):
@@ -401,7 +449,7 @@ def check_epilogue(
 
 def check_counts(counter: Tensor) -> None:
     """Raise unless torch lets this be counted up; the kernels need no leave."""
-    if not torch.compiler.is_compiling() and counter.is_inference() and not torch.is_inference_mode_enabled():
+    if not is_compiling() and counter.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError("batch_norm: expected num_batches_tracked to be no tensor of inference mode outside of it")
 
 

@@ -136,6 +136,8 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The call of every module; if the one that builds the layer fails, even in a launch, it is unbuilt again."""
+        if torch.compiler.is_compiling():  # by then it is built: torch runs the hook that does so beforehand
+            return super().__call__(*args, **kwargs)
         lazy = {name: (type(v), v.data) for name in VECTORS if is_lazy(v := getattr(self, name))}
         weights = self._initial_weights
         try:
@@ -217,7 +219,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         channels = shape[self.axis]
         if channels is None:
             raise ValueError(f"BatchNormalization: expected a known size along axis {self.axis}, got shape {shape}")
-        if not is_lazy(self.gamma) and channels != self.gamma.numel():
+        if not isinstance(self.gamma, UninitializedParameter) and channels != self.gamma.numel():
             raise ValueError(
                 f"BatchNormalization: expected {self.gamma.numel()} channels along axis {self.axis}, got shape {shape}"
             )

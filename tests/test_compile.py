@@ -1,0 +1,480 @@
+"""Under torch.compile and torch.export: one graph, and in it what eager calls compute."""
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from support import DEVICE, random, vector
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+import tritonbn
+from tritonbn import backends, functional
+
+TOLERANCE = {"rtol": 1e-11, "atol": 1e-11}
+"""float64 rounds to 1e-16; sums of a few hundred products of numbers below 100 are off by far less than this."""
+
+BATCHES = (4, 6)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """No graph of another test is found again."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def images(batch: int = 4, channels: int = 6, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return random((batch, channels, 3, 5), dtype, seed)
+
+
+def operators(counter: CompileCounterWithBackend) -> set[str]:
+    """Those of ours in all graphs."""
+    targets = {str(node.target) for graph in counter.graphs for node in graph.graph.nodes}
+    return {target for target in targets if target.startswith("tritonbn.")}
+
+
+def step(module: nn.Module, called: Callable[..., Tensor], x: Tensor) -> list[Tensor]:
+    """The result and all gradients of a call."""
+    module.zero_grad()
+    x = x.detach().requires_grad_()
+    y = called(x)
+    assert y.stride() == torch.empty_like(x).stride()
+    y.backward(random(tuple(y.shape), y.dtype, seed=1))
+    return [y.detach(), x.grad, *(parameter.grad for parameter in module.parameters())]
+
+
+def assert_as_eager(
+    module: nn.Module, inputs: list[Tensor], *, backend: str = "aot_eager", dynamic: bool = False
+) -> CompileCounterWithBackend:
+    """Results, gradients and buffers are an eager copy's, after each call."""
+    eager, counter = copy.deepcopy(module), CompileCounterWithBackend(backend)
+    compiled = torch.compile(module, backend=counter, fullgraph=True, dynamic=dynamic)
+    for number, x in enumerate(inputs):
+        torch.testing.assert_close(step(module, compiled, x), step(eager, eager, x), **TOLERANCE)
+        torch.testing.assert_close(list(module.buffers()), list(eager.buffers()), **TOLERANCE)
+        if number == 0:
+            first = counter.frame_count
+        assert counter.frame_count == first or not dynamic
+    return counter
+
+
+def keras(mode: int, axis: int) -> nn.Module:
+    shape = (None, 6, 3, 5) if axis == 1 else (None, 3, 5, 6)
+    return tritonbn.BatchNormalization(mode=mode, axis=axis, batch_input_shape=shape)
+
+
+LAYERS = {
+    "1d": (lambda: tritonbn.BatchNorm1d(6), (6,)),
+    "2d": (lambda: tritonbn.BatchNorm2d(6), (6, 3, 5)),
+    "3d": (lambda: tritonbn.BatchNorm3d(6), (6, 2, 3, 2)),
+    "cumulative": (lambda: tritonbn.BatchNorm2d(6, momentum=None), (6, 3, 5)),
+    "no parameters": (lambda: tritonbn.BatchNorm2d(6, affine=False), (6, 3, 5)),
+    "no buffers": (lambda: tritonbn.BatchNorm2d(6, track_running_stats=False), (6, 3, 5)),
+    "silu": (lambda: tritonbn.BatchNorm2d(6, activation="silu"), (6, 3, 5)),
+    "keras, mode 0": (lambda: keras(0, -1), (3, 5, 6)),
+    "keras, mode 2": (lambda: keras(2, 1), (6, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name):
+    make, shape = LAYERS[name]
+    counter = assert_as_eager(make().to(DEVICE).double(), [random((4, *shape), torch.float64)])
+    assert operators(counter) == {"tritonbn.training"}
+
+
+@pytest.mark.parametrize("name", ["cumulative", "keras, mode 0"])
+def test_dynamic_shapes(name):
+    make, shape = LAYERS[name]
+    inputs = [random((batch, *shape), torch.float64) for batch in BATCHES]
+    counter = assert_as_eager(make().to(DEVICE).double(), inputs, dynamic=True)
+    assert operators(counter) == {"tritonbn.training"}
+
+
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_buffers_change_once_a_call(backend):
+    module = tritonbn.BatchNorm2d(6, momentum=None).to(DEVICE).double()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    inputs = [images(seed=seed) for seed in (1, 2, 3)]
+    with tritonbn.backend(backend):
+        for x in inputs:
+            compiled(x)
+    assert module.num_batches_tracked == 3
+    means, variances = ([f(x.transpose(0, 1).flatten(1), 1) for x in inputs] for f in (torch.mean, torch.var))
+    torch.testing.assert_close(module.running_mean, sum(means) / 3, **TOLERANCE)
+    torch.testing.assert_close(module.running_var, sum(variances) / 3, **TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_momentum_as_a_tensor(backend):
+    def call(x, mean, var, counter, momentum):
+        return tritonbn.batch_norm(x, mean, var, training=True, momentum=momentum, num_batches_tracked=counter)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, backend=counter, fullgraph=True)
+    found, expected = (
+        [vector(6, torch.float64, 1), vector(6, torch.float64, 2, True), torch.tensor(3, device=DEVICE)]
+        for _ in range(2)
+    )
+    with tritonbn.backend(backend):
+        for momentum in (0.25, 0.5):
+            weight = torch.tensor([momentum], device=DEVICE)
+            y = compiled(images(), *found, weight)
+            torch.testing.assert_close(y, call(images(), *expected, weight), **TOLERANCE)
+            torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="on the CPU there is no other device to count on, but meta")
+def test_a_counter_on_the_host():
+    module = tritonbn.BatchNorm2d(6, momentum=None).to(DEVICE).double()
+    module.num_batches_tracked = torch.tensor(2)
+    assert_as_eager(module, [images(), images(seed=1)])
+
+
+def test_a_counter_elsewhere():
+    """Of a counter on the meta device nobody needs the number where the momentum is one."""
+    counter = torch.tensor(0, device="meta")
+
+    def call(x):
+        return tritonbn.batch_norm(x, None, None, training=True, num_batches_tracked=counter)
+
+    seen = CompileCounterWithBackend("eager")
+    torch.testing.assert_close(torch.compile(call, backend=seen, fullgraph=True)(images()), call(images()), **TOLERANCE)
+    assert "add_" in {str(node.target) for graph in seen.graphs for node in graph.graph.nodes}
+
+
+class Block(nn.Module):
+    """What a ResNet has: batch norm with and without a sum, each before relu."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.conv, self.bn, self.relu = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv(self.first(x))) + x)
+
+
+def block(fuse: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    return tritonbn.convert(Block().to(DEVICE).double(), fuse=fuse)
+
+
+@pytest.mark.parametrize("fuse", [False, True], ids=["plain", "fused"])
+def test_converted_models(fuse):
+    inputs = [images(batch).contiguous(memory_format=torch.channels_last) for batch in BATCHES]
+    assert operators(assert_as_eager(block(fuse), inputs, dynamic=True)) == {"tritonbn.training"}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # in torch's own modules
+def test_inductor():
+    inputs = [images(batch).contiguous(memory_format=torch.channels_last) for batch in BATCHES]
+    assert operators(assert_as_eager(block(), inputs, backend="inductor", dynamic=True)) == {"tritonbn.training"}
+
+
+def test_without_aot_autograd():
+    """The operators' own backward passes."""
+    assert_as_eager(tritonbn.BatchNorm2d(6, activation="relu").to(DEVICE).double(), [images()], backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("activation", "wanted"),
+    [
+        (None, ("x", "residual")),
+        (None, ("residual",)),
+        ("relu", ("weight",)),
+        ("leaky_relu", ("x", "weight", "bias", "residual")),
+        ("silu", ("bias", "residual")),
+    ],
+)
+def test_gradients_of_some(activation, wanted):
+    given = {"x": images(), "weight": vector(6, torch.float64, 1), "bias": vector(6, torch.float64, 2)}
+    given["residual"] = images(seed=3).transpose(2, 3).contiguous().transpose(2, 3)
+
+    def gradients(called):
+        leaves = {name: each.detach().requires_grad_(name in wanted) for name, each in given.items()}
+        y = called(*leaves.values())
+        return [y.detach(), *torch.autograd.grad(y, [leaves[name] for name in wanted], images(seed=4))]
+
+    def call(x, weight, bias, residual):
+        return tritonbn.batch_norm(
+            x, None, None, weight, bias, training=True, residual=residual, activation=activation, negative_slope=0.1
+        )
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradients(compiled), gradients(call), **TOLERANCE)
+
+
+LAYOUTS = {
+    "sliced": lambda x: x[:, :, 1:],
+    "expanded": lambda x: x[:1].expand(3, -1, -1, -1),
+    "without elements": lambda x: x[:0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout):
+    x = LAYOUTS[layout](images())
+    assert_as_eager(tritonbn.BatchNorm2d(6).to(DEVICE).double(), [x])
+
+
+def test_many_axes():
+    """What eager calls make contiguous lies like the input in a graph."""
+    x = random((4, 3, *[4] * 6), torch.float64)[(slice(None, None, 2), slice(None), *[slice(None, None, 2)] * 6)]
+    x = x.permute(0, 1, 2, 3, 4, 5, 7, 6)
+
+    def call(x):
+        return tritonbn.batch_norm(x, None, None, training=True)
+
+    y = torch.compile(call, backend="aot_eager", fullgraph=True)(x)
+    assert y.stride() == torch.empty_like(x).stride() != call(x).stride()
+    torch.testing.assert_close(y, call(x), **TOLERANCE)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_without_gradients(mode):
+    module = tritonbn.BatchNorm2d(6).to(DEVICE).double()
+    eager = copy.deepcopy(module)
+    with mode():
+        y = torch.compile(module, backend="aot_eager", fullgraph=True)(images())
+        torch.testing.assert_close(y, eager(images()), **TOLERANCE)
+    torch.testing.assert_close(module.state_dict(), eager.state_dict(), **TOLERANCE)
+    assert module.num_batches_tracked == 1
+
+
+def test_frozen_statistics():
+    """The gradients are those of the statistics that the forward pass saw."""
+    module = tritonbn.BatchNorm2d(6, activation="relu").to(DEVICE).double()
+    module(images())
+    module.eval()
+    eager, counter = copy.deepcopy(module), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, backend=counter, fullgraph=True)
+
+    def then_updated(x: Tensor) -> Tensor:
+        y = compiled(x)
+        module.running_mean.add_(1)
+        return y
+
+    torch.testing.assert_close(step(module, then_updated, images()), step(eager, eager, images()), **TOLERANCE)
+    assert operators(counter) == {"tritonbn.inference"}
+
+
+@pytest.mark.backend_choice
+def test_evaluation_is_torchs_unless_asked():
+    module, counter = tritonbn.BatchNorm2d(6).to(DEVICE).double().eval(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, backend=counter, fullgraph=True)
+    truth = compiled(images())
+    assert operators(counter) == set()
+    for number, (backend, expected) in enumerate(
+        (("aten", set()), ("triton", {"tritonbn.inference"}), ("auto", {"tritonbn.inference"})), 2
+    ):
+        with tritonbn.backend(backend):
+            torch.testing.assert_close(compiled(images()), truth, **TOLERANCE)
+        assert operators(counter) == expected
+        assert counter.frame_count == number  # traced anew
+    with tritonbn.backend("triton"):
+        compiled(images())
+    assert counter.frame_count == 4
+
+
+@pytest.mark.backend_choice
+def test_training_follows_the_backend():
+    module, counter = tritonbn.BatchNorm2d(6).to(DEVICE).double(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, backend=counter, fullgraph=True)
+    with tritonbn.backend("aten"):
+        compiled(images())
+    assert operators(counter) == set()
+    compiled(images())
+    assert operators(counter) == {"tritonbn.training"}
+    assert module.num_batches_tracked == 2
+
+
+@pytest.mark.backend_choice
+def test_the_environment_asks(monkeypatch):
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    counter = CompileCounterWithBackend("aot_eager")
+    torch.compile(tritonbn.BatchNorm2d(6).to(DEVICE).double().eval(), backend=counter, fullgraph=True)(images())
+    assert operators(counter) == {"tritonbn.inference"}
+
+
+def test_sample_norm_is_torchs():
+    inputs = [random((batch, 3, 5, 6), torch.float64) for batch in BATCHES]
+    assert operators(assert_as_eager(keras(1, -1).to(DEVICE).double(), inputs, dynamic=True)) == set()
+
+
+def test_a_compiled_call_builds_a_layer():
+    x = random((4, 3, 5, 6), torch.float64)
+    for layer in (tritonbn.BatchNormalization(), nn.Sequential(tritonbn.BatchNormalization())):
+        y = torch.compile(layer, backend="eager", fullgraph=True)(x)
+        twin = tritonbn.BatchNormalization()
+        torch.testing.assert_close(y, twin(x), **TOLERANCE)
+        torch.testing.assert_close(list(layer.buffers()), list(twin.buffers()), **TOLERANCE)
+
+
+def test_autocast():
+    """bfloat16 from the convolution, float32 in the parameters: the same kernels, so the same bits."""
+    model = block().float()
+    eager = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found = []
+    for module, called in ((model, compiled), (eager, eager)):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            y = called(images(dtype=torch.bfloat16))
+        assert y.dtype == torch.bfloat16
+        y.backward(images(dtype=torch.bfloat16, seed=1))
+        found.append([y.detach(), *(parameter.grad for parameter in module.parameters()), *module.buffers()])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_checkpoint():
+    """The second forward pass of a checkpoint does not update the buffers again, as that of eager calls does."""
+    model = block()
+    eager = copy.deepcopy(model)
+
+    def saving(x: Tensor) -> Tensor:
+        return checkpoint(model, x, use_reentrant=False) + 0
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(saving, backend=counter, fullgraph=True)
+    torch.testing.assert_close(step(model, compiled, images()), step(eager, eager, images()), **TOLERANCE)
+    torch.testing.assert_close(list(model.buffers()), list(eager.buffers()), **TOLERANCE)
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, lambda f: torch.func.grad(lambda x: f(x).pow(3).sum())])
+def test_transforms_inside(transform):
+    def call(x):
+        return transform(lambda x: tritonbn.batch_norm(x, None, None, training=True))(x)
+
+    x = images()[None]
+    x = x if transform is torch.func.vmap else x[0]
+    torch.testing.assert_close(torch.compile(call, backend="aot_eager", fullgraph=True)(x), call(x), **TOLERANCE)
+
+
+WRONG = {
+    "expected activation to be": {"activation": "tanh"},
+    "expected weight to contain 6 elements": {"weight": torch.ones(5)},
+    "expected eps to be positive": {"eps": 0.0},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_errors(message):
+    """With fullgraph torch's own error quotes ours; otherwise ours is raised."""
+    mean, var = vector(6, torch.float64, 1), vector(6, torch.float64, 2, True)
+    before = mean.clone()
+
+    def call(x):
+        return tritonbn.batch_norm(x, mean, var, training=True, **WRONG[message])
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=message):
+        torch.compile(call, backend="aot_eager", fullgraph=True)(images())
+    with pytest.raises((ValueError, RuntimeError), match=f"^batch_norm: {message}"):
+        torch.compile(call, backend="aot_eager")(images())
+    assert torch.equal(mean, before)
+
+
+def given(**changed) -> tuple:
+    """Arguments of the operator `training`."""
+    arguments = {
+        "x": images(), "weight": vector(6, torch.float64, 1), "bias": vector(6, torch.float64, 2), "residual": None,
+        "running_mean": vector(6, torch.float64, 3), "running_var": vector(6, torch.float64, 4, True),
+        "num_batches_tracked": torch.tensor(1, device=DEVICE), "average_factor": None, "cumulative": False,
+        "momentum": 0.1, "eps": 1e-5, "axis": 1, "correction": 1, "activation": None, "negative_slope": 0.01,
+    }  # fmt: skip
+    arguments |= changed
+    leaves = ("x", "weight", "bias", "residual")
+    return tuple(
+        each.requires_grad_() if name in leaves and isinstance(each, Tensor) else each
+        for name, each in arguments.items()
+    )
+
+
+NO_VECTORS = dict.fromkeys(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda: NO_VECTORS,
+        lambda: {
+            "x": images().contiguous(memory_format=torch.channels_last), "residual": images(seed=1),
+            "activation": "silu", "average_factor": torch.tensor([0.3], device=DEVICE),
+        },
+        lambda: {"x": random((4, 5, 3, 6), torch.float64), "axis": 3, "correction": 0, "cumulative": True},
+    ],
+)  # fmt: skip
+def test_operator_training(changed):
+    torch.library.opcheck(torch.ops.tritonbn.training.default, given(**changed()))
+
+
+def test_operator_inference():
+    arguments = given(bias=None, residual=images(seed=1), activation="relu")
+    torch.library.opcheck(torch.ops.tritonbn.inference.default, (*arguments[:6], *arguments[-6:]))
+
+
+def given_backward(activation: str | None, wanted: tuple[bool, ...], *optional: Tensor) -> tuple:
+    """Arguments of the operator `backward`; optional are weight, bias and residual."""
+    statistics = torch.stack((vector(6, torch.float64, 3), vector(6, torch.float64, 4, True)))
+    how = 0.1, 1e-5, 1, 1, activation, 0.01
+    return images(seed=1), images(), *(optional or [None] * 3), statistics, True, torch.float64, wanted, *how
+
+
+def test_operator_backward():
+    arguments = given_backward(None, (True, False, True, False))
+    torch.library.opcheck(torch.ops.tritonbn.backward.default, arguments)
+    arguments = given_backward("relu", (True,) * 4, *(vector(6, torch.float64, 1) for _ in range(2)), images(seed=2))
+    torch.library.opcheck(torch.ops.tritonbn.backward.default, arguments)
+
+
+def test_a_case_has_a_bias_if_only_its_gradient_is_wanted():
+    """Of which what is timed needs the dtype."""
+    functional._cases.clear()
+    torch.ops.tritonbn.backward(*given_backward(None, (True, False, True, False)))
+    assert [case.bias_dtype for case in functional._cases.values()] == [torch.float64]
+
+
+def test_a_varying_momentum_makes_no_new_cases():
+    def call(momentum):
+        mean, var = vector(6, torch.float64, 3), vector(6, torch.float64, 4, True)
+        arguments = given(running_mean=mean, running_var=var, momentum=momentum)
+        torch.ops.tritonbn.training(*arguments)
+        return len(functional._cases)
+
+    assert call(0.1) == call(0.2)
+
+
+EXPORT = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")  # torch's own
+
+
+@EXPORT
+@pytest.mark.backend_choice
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_evaluation(strict):
+    model = block().eval()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},), strict=strict)
+    assert not [node for node in program.graph.nodes if "tritonbn" in str(node.target)]
+    torch.testing.assert_close(program.module()(images(7)), model(images(7)), **TOLERANCE)
+
+
+@EXPORT
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_training(strict):
+    module = tritonbn.BatchNorm2d(6).to(DEVICE).double()
+    program = torch.export.export(module, (images(),), strict=strict).run_decompositions()
+    exported = program.module()
+    module.load_state_dict(tritonbn.BatchNorm2d(6).double().state_dict())
+    torch.testing.assert_close(exported(images()), module(images()), **TOLERANCE)
+    torch.testing.assert_close(dict(exported.named_buffers()), dict(module.named_buffers()), **TOLERANCE)
+
+
+def test_import_leaves_the_compiler_alone():
+    code = "import sys, tritonbn; sys.exit(bool({'torch._dynamo', 'torch._inductor'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)

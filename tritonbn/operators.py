@@ -1,0 +1,225 @@
+"""batch_norm's passes as operators of torch.library: what torch.compile, torch.export and AOTAutograd see of it.
+
+How work is cut is decided when an operator runs: for a backward pass, where that has a thread of its own, by
+TRITONBN_TUNE, since no `tuning` block is in force there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import plan
+from .autograd import as_allocated
+from .functional import Arguments, known_case
+from .launch import statistics_dtype, walkable
+
+LIBRARY = torch.library.Library("tritonbn", "DEF")
+
+HOW = "float momentum, float eps, int axis, int correction, str? activation, float negative_slope"
+"""What is no tensor, as batch_norm takes it."""
+
+TENSORS = "Tensor x, Tensor? weight, Tensor? bias, Tensor? residual"
+SCHEMAS = {
+    "training": (
+        f"({TENSORS}, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "
+        f"Tensor? average_factor, bool cumulative, {HOW}) -> (Tensor y, Tensor statistics)"
+    ),
+    "inference": f"({TENSORS}, Tensor running_mean, Tensor running_var, {HOW}) -> (Tensor y, Tensor statistics)",
+    "backward": (
+        f"(Tensor dy, {TENSORS}, Tensor statistics, bool training, ScalarType? bias_dtype, bool[4] wanted, {HOW}) "
+        "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
+    ),
+}
+"""y, dx and dresidual lie like x; statistics are mean and invstd, (2, C). A gradient that is not wanted is empty.
+
+relu of a sum saves the residual, where eager calls save a bit an element: how many bytes those take depends on how the
+work is cut, which nobody knows while a graph is traced.
+"""
+
+KEYS = ("CPU", "CUDA", "XPU")
+"""Where tensors are that may go to the kernels; HIP's are CUDA's to torch."""
+
+
+def training(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    average_factor: Tensor | None,
+    cumulative: bool,
+    *how: Any,
+) -> tuple[Tensor, Tensor]:
+    """A training step's forward pass, running buffers and counter updated in place."""
+    momentum, *rest = how
+    weight_of_batch = None if cumulative else momentum if average_factor is None else average_factor
+    state = running_mean, running_var, num_batches_tracked, weight_of_batch
+    read = walkable(x, rest[1])
+    case = known_case(arguments(read, weight, bias, residual, state, True, *rest))
+    y, statistics, _ = plan.training_forward(case, read, weight, bias, residual, state, keeps_signs=False)
+    return like(x, y), statistics
+
+
+def inference(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *how: Any,
+) -> tuple[Tensor, Tensor]:
+    """A forward pass with given statistics, of which it returns a copy."""
+    state, rest = (running_mean, running_var, None, None), how[1:]
+    read = walkable(x, rest[1])
+    case = known_case(arguments(read, weight, bias, residual, state, False, *rest))
+    y, statistics, _ = plan.inference(case, read, weight, bias, residual, state, True, keeps_signs=False)
+    return like(x, y), statistics
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor,
+    training: bool,
+    bias_dtype: torch.dtype | None,
+    wanted: Sequence[bool],
+    *how: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients; bias and residual are given where an activation's derivative depends on them."""
+    read, statistics = walkable(x, how[2]), as_allocated(statistics)
+    found = room_for_gradients(read, weight, bias_dtype, wanted, how[2])
+    dx, dweight, dbias, dresidual = (each if wants else None for each, wants in zip(found, wanted, strict=True))
+    vectors = weight, dbias if bias is None else bias  # of bias and of its gradient a case needs the dtype
+    case = known_case(arguments(read, *vectors, residual, (None, None, None, None), training, *how[1:]))
+    plan.backward(case, read, dy, weight, bias, statistics, residual, None, dx, dresidual, dweight, dbias)
+    return like(x, found[0]) if wanted[0] else found[0], *found[1:3], like(x, found[3]) if wanted[3] else found[3]
+
+
+def arguments(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    state: plan.State,
+    training: bool,
+    eps: float,
+    axis: int,
+    correction: int,
+    activation: str | None,
+    negative_slope: float,
+) -> Arguments:
+    """As batch_norm has them."""
+    mean, var, counter, momentum = state
+    return Arguments(
+        x, mean, var, weight, bias, training, momentum, eps, axis, correction,
+        residual, activation, negative_slope, counter,
+    )  # fmt: skip
+
+
+def like(x: Tensor, found: Tensor) -> Tensor:
+    """A result that lies as an empty tensor like x does, which is what was promised while the graph was traced."""
+    promised = torch.empty_like(x)
+    return found if found.stride() == promised.stride() else promised.copy_(found)
+
+
+def room_for_gradients(
+    x: Tensor, weight: Tensor | None, bias_dtype: torch.dtype | None, wanted: Sequence[bool], axis: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dweight, dbias and dresidual, without contents; empty if not wanted."""
+    dx, dresidual = (torch.empty_like(x) if wants else x.new_empty(0) for wants in (wanted[0], wanted[3]))
+    dtypes = None if weight is None else weight.dtype, bias_dtype
+    dweight, dbias = (
+        x.new_empty(x.shape[axis] if wants else 0, dtype=dtype or x.dtype)
+        for wants, dtype in zip(wanted[1:3], dtypes, strict=True)
+    )
+    return dx, dweight, dbias, dresidual
+
+
+def fake_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    """What training and inference return, without contents."""
+    axis = others[-4]
+    return torch.empty_like(x), x.new_empty((2, x.shape[axis]), dtype=statistics_dtype(x.dtype))
+
+
+def fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor,
+    training: bool,
+    bias_dtype: torch.dtype | None,
+    wanted: Sequence[bool],
+    *how: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What backward returns, without contents."""
+    return room_for_gradients(x, weight, bias_dtype, wanted, how[2])
+
+
+class Differentiable(torch.autograd.Function):
+    """Saves what the eager function does, but no signs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        name: str,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        *others: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """The operator below autograd."""
+        with torch._C._AutoDispatchBelowAutograd():
+            y, statistics = getattr(torch.ops.tritonbn, name)(x, weight, bias, residual, *others)
+        ctx.training, ctx.how = name == "training", others[-6:]
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        recomputed = (None, None) if ctx.how[4] is None else (bias, residual)
+        ctx.save_for_backward(x, weight, statistics, *recomputed)
+        ctx.mark_non_differentiable(statistics)
+        return y, statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """By the operator `backward`, unless it is the residual's alone, which then is dy."""
+        x, weight, statistics, bias, residual = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[1:5])
+        passes_on = wanted[3] and ctx.how[4] is None
+        asked = [*wanted[:3], wanted[3] and not passes_on]
+        found: Sequence[Tensor | None] = [None] * 4
+        if any(asked):
+            found = torch.ops.tritonbn.backward(
+                dy, x, weight, bias, residual, statistics, ctx.training, ctx.bias_dtype, asked, *ctx.how
+            )
+        gradients = [each if wants else None for each, wants in zip(found, asked, strict=True)]
+        if passes_on:
+            gradients[3] = dy
+        return None, *gradients, *[None] * (len(ctx.needs_input_grad) - 5)
+
+
+def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define an operator."""
+    LIBRARY.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    for key in KEYS:
+        LIBRARY.impl(name, implementation, key)
+    torch.library.register_fake(f"tritonbn::{name}", fake, lib=LIBRARY)
+
+
+register("training", training, fake_forward)
+register("inference", inference, fake_forward)
+register("backward", backward, fake_backward)
+LIBRARY.impl("training", lambda *given: Differentiable.apply("training", *given), "Autograd")
+LIBRARY.impl("inference", lambda *given: Differentiable.apply("inference", *given), "Autograd")
