@@ -182,7 +182,11 @@ def extremes(group: Sequence[Compiled]) -> list[str]:
 def show_changes(changes: Sequence[Change], console: Console) -> None:
     """What became worse, then what became better."""
     worse = sum(change.is_regression for change in changes)
-    made = table(f"compared: {worse} became worse, {len(changes) - worse} better", ["what", "of"], [])
+    title = f"compared: {worse} became worse, {len(changes) - worse} better"
+    if not changes:
+        console.print(title)
+        return
+    made = table(title, ["what", "of"], [])
     for column in ("before", "after", "ratio"):
         made.add_column(column, justify="right", overflow="fold")
     for change in changes[:MOST_CHANGES]:

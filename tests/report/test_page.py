@@ -240,6 +240,7 @@ def test_wrong_values_show_and_count():
 def test_two_reports_compared():
     old, new = made(), made()
     assert compare.changes(old, new) == []
+    assert printed(terminal.show_changes, []).strip() == "compared: 0 became worse, 0 better"
     new.rows[0] = row(KEYS[0], "tritonbn", 14)  # 10 before: their fifths do not meet
     new.rows[3] = row(KEYS[1], "tritonbn", 10.8)  # they meet
     new.rows[4] = row(KEYS[1], "torch, cuDNN", 10)
