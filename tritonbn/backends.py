@@ -21,6 +21,8 @@ KERNEL_DEVICES = ("cuda", "xpu")
 innermost_transform = torch._C._functorch.peek_interpreter_stack
 """Of torch.func, None outside of all."""
 
+number_of_modes = torch._C._len_torch_dispatch_stack
+
 _chosen: ContextVar[tuple[str, ...]] = ContextVar("tritonbn_backend", default=())
 """The names of the blocks that this thread or task is in, innermost last."""
 
@@ -34,10 +36,10 @@ class backend(Block):
     - "aten": every tensor goes to torch's own operations.
 
     Outside of it the environment variable TRITONBN_BACKEND decides, "auto" if unset. A backward pass runs where its
-    forward pass ran. Inside torch.func's transforms and under forward-mode differentiation ATen computes, whatever the
-    name. What torch.compile and torch.export trace leaves evaluation to ATen, unless the name is "triton"; a block has
-    to be around the compiled call, not in it. ValueError for any other name, TypeError where a coroutine or a generator
-    is decorated.
+    forward pass ran. Inside torch.func's transforms, under forward-mode differentiation and among fake tensors ATen
+    computes, whatever the name. What torch.compile and torch.export trace leaves evaluation to ATen, unless the name is
+    "triton"; a block has to be around the compiled call, not in it. ValueError for any other name, TypeError where a
+    coroutine or a generator is decorated.
     """
 
     chosen = _chosen
@@ -57,12 +59,20 @@ def uses_kernels(x: torch.Tensor) -> bool:
     """Whether the backend in force sends this tensor to the Triton kernels."""
     if forward_ad._current_level >= 0 or innermost_transform() is not None:
         return False
+    if number_of_modes() and is_recorded():
+        return False
     chosen = _chosen.get()
     name = chosen[-1] if chosen else known(os.environ.get(VARIABLE) or "auto", VARIABLE)
     if name == "auto":
         kind = x.device.type
         return kind in KERNEL_DEVICES or (INTERPRETED and kind == "cpu")
     return name == "triton"
+
+
+def is_recorded() -> bool:
+    """Whether tensors are fake, or every operation is written down: nothing that a kernel could take part in."""
+    mode, kind = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey
+    return mode(kind.FAKE) is not None or mode(kind.PROXY) is not None
 
 
 def traces_kernels(x: torch.Tensor, training: bool) -> bool:

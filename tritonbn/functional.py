@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import aten, autograd, devices, selection
-from .backends import traces_kernels, uses_kernels
+from .backends import innermost_transform, traces_kernels, uses_kernels
 from .case import Case
 from .launch import dense, dense_strides, statistics_dtype, walkable
 from .sample_case import SampleCase
@@ -267,6 +267,8 @@ def by_aten(given: Arguments) -> Tensor:
     counts = given.training and counter is not None
     if counts:
         check_counts(counter)
+        if not is_compiling() and innermost_transform() is not None:
+            counter.add_(0)  # torch.func refuses this, if it does, before anything is changed
     if momentum is None:
         momentum = average_factor(counter, x) if given.training else 0.0
     y = aten.fused(

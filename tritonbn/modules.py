@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -19,8 +20,15 @@ class _KernelBatchNorm(_BatchNorm):
     """The numbers of axes with which an input needs no closer look."""
 
     def __init__(
-        self, *args: Any, activation: Activation | None = None, negative_slope: float = 0.01, **kwargs: Any
+        self,
+        *args: Any,
+        device: torch.device | str | int | None = None,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
+        **kwargs: Any,
     ) -> None:
+        if device is not None:  # by its name, which torch.nn.utils.skip_init looks for; given once, by position too
+            kwargs["device"] = device
         super().__init__(*args, **kwargs)
         check_activation(type(self).__name__, activation)
         self.activation = activation
