@@ -180,6 +180,16 @@ def test_make_fx_records_operations():
         assert_near(graph(inputs(1)), module(inputs(1)))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_traced_module_is_torchs():
+    """torch.jit.trace, and what exports by it, gets torch's own operation, for inputs of any size."""
+    module = twins(lambda: nn.BatchNorm2d(2))[0].eval()
+    traced = torch.jit.trace(module, inputs())
+    assert "aten::batch_norm" in {node.kind() for node in traced.inlined_graph.nodes()}
+    other = torch.cat([inputs(1), inputs(2)])
+    assert_near(traced(other), module(other))
+
+
 @pytest.mark.parametrize(("ours", "theirs"), KINDS)
 def test_skip_init(ours, theirs):
     options = {"eps": 1e-2, "momentum": None, "device": DEVICE, "dtype": torch.float64}

@@ -23,6 +23,9 @@ innermost_transform = torch._C._functorch.peek_interpreter_stack
 
 number_of_modes = torch._C._len_torch_dispatch_stack
 
+traced_state = torch._C._get_tracing_state
+"""Of torch.jit.trace, None outside of it."""
+
 _chosen: ContextVar[tuple[str, ...]] = ContextVar("tritonbn_backend", default=())
 """The names of the blocks that this thread or task is in, innermost last."""
 
@@ -36,10 +39,10 @@ class backend(Block):
     - "aten": every tensor goes to torch's own operations.
 
     Outside of it the environment variable TRITONBN_BACKEND decides, "auto" if unset. A backward pass runs where its
-    forward pass ran. Inside torch.func's transforms, under forward-mode differentiation and among fake tensors ATen
-    computes, whatever the name. What torch.compile and torch.export trace leaves evaluation to ATen, unless the name is
-    "triton"; a block has to be around the compiled call, not in it. ValueError for any other name, TypeError where a
-    coroutine or a generator is decorated.
+    forward pass ran. Inside torch.func's transforms, under forward-mode differentiation, among fake tensors and while
+    torch.jit traces ATen computes, whatever the name. What torch.compile and torch.export trace leaves evaluation to
+    ATen, unless the name is "triton"; a block has to be around the compiled call, not in it. ValueError for any other
+    name, TypeError where a coroutine or a generator is decorated.
     """
 
     chosen = _chosen
@@ -59,7 +62,7 @@ def uses_kernels(x: torch.Tensor) -> bool:
     """Whether the backend in force sends this tensor to the Triton kernels."""
     if forward_ad._current_level >= 0 or innermost_transform() is not None:
         return False
-    if number_of_modes() and is_recorded():
+    if (number_of_modes() and is_recorded()) or traced_state() is not None:
         return False
     chosen = _chosen.get()
     name = chosen[-1] if chosen else known(os.environ.get(VARIABLE) or "auto", VARIABLE)

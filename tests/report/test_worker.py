@@ -29,7 +29,7 @@ def step(what, names, told):
 
 @pytest.fixture(scope="module")
 def worker():
-    with Worker(limit=1.5, environment={"OF_THE_WORKER": "yes"}) as made:
+    with Worker(limit=4, environment={"OF_THE_WORKER": "yes"}) as made:
         yield made
     assert made.process is None
 
@@ -46,7 +46,7 @@ def test_the_process_stays_and_has_its_environment(worker):
 def test_who_hangs_or_dies_is_left_out_and_the_others_go_on(worker):
     done, blamed = worker.run(step, ({"b": "hang", "d": "die"},), ["a", "b", "c", "d"])
     assert [name for name, *_ in done] == ["a", "c"]
-    assert blamed == {"b": "had not finished after 1.5 s", "d": "ended its process, exit code 3"}
+    assert blamed == {"b": "had not finished after 4 s", "d": "ended its process, exit code 3"}
 
 
 def test_what_is_raised_there_is_raised_here(worker):
