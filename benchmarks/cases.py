@@ -20,8 +20,6 @@ BATCHES = (1, 8, 32, 128)
 KERAS_MODES = (0, 1, 2)
 TRAINING = ("forward", "backward")
 
-WORDS = {"channels_first": "first", "channels_last": "last"}
-
 
 @dataclass(frozen=True)
 class Case:
