@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
 from tritonbn.cli.progress import bars
 
 from .rows import Row
-from .terminal import measured_table
+from .terminal import measured_table, notes
 
 LAST = 12
 """Cases that are seen."""
@@ -27,8 +28,9 @@ class Board:
         self.live = Live(self.seen(), console=console, transient=True)
 
     def seen(self) -> Group:
-        """The table and the bar."""
-        return Group(measured_table(self.last, self.providers), self.progress)
+        """The table, what its numbers in brackets mean, and the bar."""
+        reasons = notes([row for rows in self.last for row in rows])
+        return Group(measured_table(self.last, self.providers), *map(Text, reasons), self.progress)
 
     def add(self, rows: list[Row]) -> None:
         """One more case."""

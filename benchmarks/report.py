@@ -40,7 +40,7 @@ class Report:
     def is_right(self) -> bool:
         """Whether nothing failed, and all of ours was right that is meant to run."""
         ours = [row for row in (*self.rows, *self.checked) if row.provider.startswith(OURS)]
-        fails = any(row.why and not row.unfit for row in ours)
+        fails = any((row.why and not row.unfit) or row.not_captured for row in ours)
         return not (fails or self.failures or any(compiled.failure for compiled in self.compiled))
 
 

@@ -18,7 +18,6 @@ from . import host, training
 from .compare import Change
 from .compiled import Compiled
 from .frame import frame
-from .modelled import Modelled
 from .plots import GPUS
 from .report import Report
 from .rows import OURS, Row
@@ -63,6 +62,14 @@ def show_measured(report: Report, console: Console) -> None:
     print_whole(measured_table(by_case, providers), console)
     for note in notes(report.rows):
         console.print(note, soft_wrap=True, markup=False)
+    for row in report.rows:
+        if row.not_captured:
+            console.print(
+                f"in a graph: {row.provider}, {row.key.kind}, {row.key.input}: {row.not_captured}", markup=False
+            )
+    unseen = sum(row.cold is not None and not row.kernels for row in report.rows)
+    if unseen:
+        console.print(f"of {unseen} times nobody knows whose they are: the profiler saw no kernel")
     flat = frame(report)
     if report.copy_bandwidth:
         console.print(f"\na plain copy: {report.copy_bandwidth / 1e9:.0f} GB/s, measured on {report.measured_on}")
@@ -161,7 +168,7 @@ def show_compiled(report: Report, console: Console) -> None:
     )
 
 
-def by_suite(compiled: Iterable[Compiled | Modelled]) -> list[tuple[tuple[str, str], list[Compiled]]]:
+def by_suite(compiled: Iterable[Compiled]) -> list[tuple[tuple[str, str], list[Compiled]]]:
     """Grouped by suite and what is done, in the order in which they come first."""
     groups: dict[tuple[str, str], list[Compiled]] = {}
     for each in compiled:

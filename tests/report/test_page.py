@@ -137,6 +137,14 @@ def test_what_others_say_is_no_markup():
     assert text.count(said) == 2
 
 
+def test_times_of_unseen_kernels_are_told():
+    unseen = row(KEYS[0], "tritonbn", 10)
+    unseen.kernels = ()
+    assert "of 1 times nobody knows whose they are" in printed(terminal.show, made(rows=[unseen]))
+    assert "the profiler saw no kernel" in page.render(made(rows=[unseen]))
+    assert "nobody knows" not in printed(terminal.show, made())
+
+
 def test_suites_that_come_twice_are_together():
     given = made()
     given.rows += [row(Key("mlp", "", (2, 3), "float16", "channels_first", "batch_norm forward"), "tritonbn", 1)]
@@ -225,6 +233,11 @@ def test_wrong_values_show_and_count():
     assert not made(rows=[row(key(), "tritonbn, split", None, "had not finished after 7 s")]).is_right
     assert made(rows=[row(key(), "tritonbn, split", None, "not <installed>")]).is_right
     assert not made(failures=["training: ZeroDivisionError: "]).is_right
+    replayed = row(key(), "tritonbn", 10)
+    replayed.not_captured = "WrongError: wrong: y is off by nan"
+    assert not made(rows=[replayed]).is_right, "nobody may replay it"
+    assert "in a graph: WrongError: wrong: y is off by nan" in page.render(made(rows=[replayed]))
+    assert "WrongError: wrong: y is off by nan" in printed(terminal.show, made(rows=[replayed]))
     assert made(rows=[row(key(), "apex", None, "wrong: y is off")]).is_right, "others may be wrong"
     failed = Compiled(key(), "H100", "resident", 0, 0, 0, 0, None, 4e-6, "PassManager failed")
     assert not made(compiled=[failed]).is_right
