@@ -135,7 +135,6 @@ class OwnNothing(nn.BatchNorm2d):
     [
         (OwnForward(3), "forward"),
         (OwnMethod(3), "_check_input_dim"),
-        (nn.SyncBatchNorm(3), "forward"),
         (OwnSetting(3), "special"),
         (OwnPartial(3), "forward"),
         (OwnMixin(3), "freeze"),
@@ -219,3 +218,42 @@ def test_an_unknown_activation_changes_nothing():
 def test_without_batch_norms():
     model = nn.Sequential(nn.Linear(3, 3), nn.InstanceNorm1d(3))
     assert tritonbn.convert(model) is model
+
+
+def test_convert_sync():
+    """torch's batch norms and ours, with what they have; a second time for another group."""
+    model = network()
+    model[2][0] = tritonbn.BatchNorm2d(4, activation="relu").to(DEVICE)
+    state, norms = dict(model.state_dict()), [model[1], model[2][0], model[4]]
+    assert tritonbn.convert_sync(model) is model
+    assert [model[1], model[2][0], model[4]] == norms
+    assert [type(norm) for norm in norms] == [tritonbn.SyncBatchNorm] * 3
+    assert [norm.process_group for norm in norms] == [None] * 3
+    assert [norm.activation for norm in norms] == [None, "relu", None]
+    assert all(tensor.data_ptr() == state[name].data_ptr() for name, tensor in model.state_dict().items())
+    assert tritonbn.SyncBatchNorm.convert_sync_batchnorm(model, "a group") is model
+    assert [norm.process_group for norm in norms] == ["a group"] * 3
+
+
+def test_convert_sync_of_lazy_ones_and_of_others():
+    class Own(tritonbn.BatchNorm2d):
+        def forward(self, input):
+            return super().forward(input) * 2
+
+    model = nn.Sequential(nn.LazyBatchNorm2d(), tritonbn.convert(nn.LazyBatchNorm2d()), Own(3)).to(DEVICE)
+    with pytest.warns(UserWarning, match="convert_sync: left 2 as it is, since Own has its own forward"):
+        tritonbn.convert_sync(model)
+    model(random((2, 3, 2, 2)))
+    assert [type(norm) for norm in model] == [tritonbn.SyncBatchNorm, tritonbn.SyncBatchNorm, Own]
+    assert repr(model[0]) == repr(nn.SyncBatchNorm(3))
+
+
+def test_a_synchronized_batch_norm_is_torchs():
+    given = (3, 1e-2, 0.3, False, True, "a group", DEVICE, torch.float64)
+    mine, theirs = tritonbn.SyncBatchNorm(*given), nn.SyncBatchNorm(*given)
+    assert repr(mine) == repr(theirs)
+    assert mine.process_group == theirs.process_group
+    theirs.load_state_dict(mine.state_dict())
+    with pytest.raises(ValueError, match="at least 2D input"):
+        mine(torch.zeros(3, device=DEVICE, dtype=torch.float64))
+    nn.utils.skip_init(tritonbn.SyncBatchNorm, 3)

@@ -253,10 +253,15 @@ def test_the_constructors_arguments_by_position(ours, theirs):
 
 
 def test_synchronized_batch_norms():
-    """torch.nn.SyncBatchNorm takes the place of ours, with the same tensors, and is left alone by convert."""
+    """torch.nn.SyncBatchNorm takes the place of ours, and the other way round, with the same tensors."""
     model = twins()[0]
     synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
     assert type(synchronized[1]) is nn.SyncBatchNorm
     assert_near(dict(synchronized.state_dict()), dict(model.state_dict()), 0)
-    with pytest.warns(UserWarning, match="left 1 as it is, since SyncBatchNorm has its own forward"):
-        tritonbn.convert(synchronized)
+    group, synchronized[1].process_group = synchronized[1].process_group, "a group"
+    assert tritonbn.convert(synchronized) is synchronized
+    assert type(synchronized[1]) is tritonbn.SyncBatchNorm
+    assert synchronized[1].process_group == "a group"
+    synchronized[1].process_group = group
+    x = random((2, 2, 3, 3), torch.float64)
+    assert_near(step(synchronized, x), step(model, x), 0)

@@ -1,11 +1,12 @@
 """Batch normalization for PyTorch on Triton kernels."""
 
 from . import operators as operators
+from . import synced_operators as synced_operators
 from .backends import backend
-from .conversion import convert
+from .conversion import convert, convert_sync
 from .functional import batch_norm
 from .keras import BatchNormalization, regularization_loss
-from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from .selection import tuning
 
 __version__ = "0.1.0"
@@ -14,9 +15,11 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchNormalization",
+    "SyncBatchNorm",
     "backend",
     "batch_norm",
     "convert",
+    "convert_sync",
     "regularization_loss",
     "tuning",
 ]

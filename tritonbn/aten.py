@@ -28,13 +28,16 @@ def fused(
     if not torch.compiler.is_compiling():
         momentum = float(momentum)  # which would break a graph
     y = batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction)
-    if residual is not None:
-        y = y + residual
+    return activate(y if residual is None else y + residual, activation, slope)
+
+
+def activate(z: Tensor, activation: str | None, slope: float) -> Tensor:
+    """activation(z)."""
     if activation == "relu":
-        return F.relu(y)
+        return F.relu(z)
     if activation == "leaky_relu":
-        return F.leaky_relu(y, slope)
-    return F.silu(y) if activation == "silu" else y
+        return F.leaky_relu(z, slope)
+    return F.silu(z) if activation == "silu" else z
 
 
 def batch_norm(

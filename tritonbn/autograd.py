@@ -56,12 +56,7 @@ class BatchNorm(torch.autograd.Function):
     ) -> Tensor:
         keeps_signs = residual is not None and case.activation in ("relu", "leaky_relu")
         recomputes = case.activation is not None and not keeps_signs
-        if (
-            x.is_inference()
-            or (weight is not None and weight.is_inference())
-            or (recomputes and any(t is not None and t.is_inference() for t in (bias, residual)))
-        ):  # torch refuses them too, but only after this, when the running buffers are updated
-            raise RuntimeError("batch_norm: expected tensors that can be saved for backward, got one of inference mode")
+        require_savable(x, weight, *((bias, residual) if recomputes else ()))
         if case.training:
             y, statistics, signs = plan.training_forward(case, x, weight, bias, residual, state, keeps_signs)
         else:
@@ -103,6 +98,13 @@ class BatchNorm(torch.autograd.Function):
         dweight = dweight.to(weight.dtype).view_as(weight) if wants_dweight else None
         dbias = dbias.to(case.bias_dtype) if wants_dbias else None
         return dx, dweight, dbias, dz.to(dy.dtype) if wants_dresidual else None, None, None
+
+
+def require_savable(*tensors: Tensor | None) -> None:
+    """Raise for a tensor of inference mode: torch does too, but when the running buffers are updated."""
+    for tensor in tensors:
+        if tensor is not None and tensor.is_inference():
+            raise RuntimeError("batch_norm: expected tensors that can be saved for backward, got one of inference mode")
 
 
 apply = super(torch.autograd.Function, BatchNorm).apply

@@ -11,8 +11,27 @@ import torch
 
 from .geometry import FULL_ACCESS, Fold, Geometry
 
-Mode = Literal["forward", "inference", "backward", "sums", "sample_forward", "sample_backward"]
-"""Training forward; one sweep with nothing to merge; training backward; one sweep with sums; sample norm."""
+Mode = Literal[
+    "forward",
+    "inference",
+    "backward",
+    "sums",
+    "moments",
+    "normalize",
+    "gradients",
+    "sample_forward",
+    "sample_backward",
+]
+"""Training forward; one sweep with nothing to merge; training backward; one sweep with sums; sample norm.
+
+Where several processes share a batch, "moments" and "normalize" are the halves of a training forward, "sums" and
+"gradients" those of a backward.
+"""
+
+UNMERGED: tuple[Mode, ...] = ("inference", "normalize", "gradients")
+"""One sweep, whose programs have nothing to merge."""
+
+ONE_SWEEP: tuple[Mode, ...] = (*UNMERGED, "sums", "moments")
 
 Strategy = Literal["resident", "dataflow", "split"]
 """One launch that keeps its tiles in registers; one that reads them twice; two launches, or one sweep."""

@@ -1,21 +1,40 @@
-"""convert: whole models of torch's batch norms turned into ours."""
+"""convert and convert_sync: whole models of torch's batch norms turned into ours."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from .functional import Activation
 from .fusion import fuse_forwards
-from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, _KernelBatchNorm, check_activation, future_class
+from .modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    SyncBatchNorm,
+    _KernelBatchNorm,
+    check_activation,
+    future_class,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Model = TypeVar("Model", bound=nn.Module)
 
-COUNTERPARTS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
+COUNTERPARTS = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+    nn.SyncBatchNorm: SyncBatchNorm,
+}
 
+LAZY = {nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d}
+"""What becomes one of them."""
 
 NAMES_OF_AN_EMPTY_CLASS = {
     *("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"),
@@ -27,7 +46,7 @@ NAMES_OF_AN_EMPTY_CLASS = {
 def convert(
     module: Model, *, fuse: bool = False, activation: Activation | None = None, negative_slope: float = 0.01
 ) -> Model:
-    """Turn every torch.nn.BatchNorm1d, 2d and 3d in a model into tritonbn's, in place, and return the model.
+    """Turn every torch.nn.BatchNorm1d, 2d, 3d and SyncBatchNorm in a model into tritonbn's, in place; return the model.
 
     The modules stay the objects that they are, with their parameters, buffers, hooks and settings; only their class,
     and so who computes, changes. Lazy ones follow when they are initialized. A subclass that adds nothing but a
@@ -52,37 +71,68 @@ def convert(
     ValueError for an unknown activation, before anything is changed.
     """
     check_activation("convert", activation)
-    for name, part in module.named_modules():
-        if isinstance(part, _BatchNorm) and not issubclass(future_class(part), _KernelBatchNorm):
-            own = own_names(part)
-            if own:
-                warnings.warn(
-                    f"tritonbn.convert: left {name or 'the module'} as it is, since {type(part).__name__} "
-                    f"has its own {', '.join(own)}",
-                    stacklevel=2,
-                )
-                continue
-            if isinstance(part, _LazyNormBase):
-                part.cls_to_become = COUNTERPARTS[torch_base(part).cls_to_become]
-            else:
-                part.__class__ = COUNTERPARTS[torch_base(part)]
-            if activation is not None:
-                part.activation, part.negative_slope = activation, negative_slope
+    for part, known in turnable(module, "convert", lambda part: not issubclass(future_class(part), _KernelBatchNorm)):
+        become(part, COUNTERPARTS[known])
+        if activation is not None:
+            part.activation, part.negative_slope = activation, negative_slope
     if fuse:
         fuse_forwards(module)
     return module
 
 
-def torch_base(module: _BatchNorm) -> type[nn.Module]:
-    """The class of torch.nn that this module is, if only by inheriting."""
-    return next(kind for kind in type(module).__mro__ if kind.__module__ == _BatchNorm.__module__)
+def convert_sync(module: Model, process_group: ProcessGroup | None = None) -> Model:
+    """Turn every batch norm in a model, torch's or tritonbn's, into a SyncBatchNorm, in place, and return the model.
+
+    As torch.nn.SyncBatchNorm.convert_sync_batchnorm, which would leave an activation of ours out, but the modules stay
+    the objects that they are, as with `convert`; those that are synchronized already get the process group too. To fuse
+    what follows them, call `convert(module, fuse=True)` before or after.
+
+    Args:
+        process_group: the processes that share a batch; None for all.
+    """
+    for part, _ in turnable(module, "convert_sync", lambda part: True):
+        become(part, SyncBatchNorm)
+        part.process_group = process_group
+    return module
 
 
-def own_names(module: _BatchNorm) -> list[str]:
-    """What keeps a module from being turned: what its class has and torch's has not, or a forward of its own."""
-    base = torch_base(module)
-    if base not in COUNTERPARTS and getattr(base, "cls_to_become", None) not in COUNTERPARTS:
+def turnable(
+    module: nn.Module, function: str, is_wanted: Callable[[nn.Module], bool]
+) -> Iterator[tuple[_BatchNorm, type[nn.Module]]]:
+    """The batch norms to be turned, and as what each is known; a warning for those that are not."""
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and is_wanted(part):
+            known = known_class(part)
+            own = own_names(part, known)
+            if not own:
+                yield part, known
+                continue
+            warnings.warn(
+                f"tritonbn.{function}: left {name or 'the module'} as it is, since {type(part).__name__} "
+                f"has its own {', '.join(own)}",
+                stacklevel=3,
+            )
+
+
+def become(module: _BatchNorm, kind: type[nn.Module]) -> None:
+    """Let a module be of another class, now or when it is initialized."""
+    if isinstance(module, _LazyNormBase):
+        module.cls_to_become = kind
+    else:
+        module.__class__ = kind
+
+
+def known_class(module: _BatchNorm) -> type[nn.Module] | None:
+    """The class of torch.nn or of ours that this module is or will be, if only by inheriting; None for another."""
+    kinds = future_class(module).__mro__
+    return next((kind for kind in kinds if kind in COUNTERPARTS or kind in COUNTERPARTS.values()), None)
+
+
+def own_names(module: _BatchNorm, known: type[nn.Module] | None) -> list[str]:
+    """What keeps a module from being turned: what its class has and the known one has not, or a forward of its own."""
+    if known is None:
         return ["forward"]
+    base = next(kind for kind in type(module).__mro__ if kind is known or kind in LAZY)
     derived = [kind for kind in type(module).__mro__ if kind not in base.__mro__]
     names = {name for kind in derived for name in vars(kind)} | ({"forward"} & vars(module).keys())
     return sorted(name for name in names if name not in NAMES_OF_AN_EMPTY_CLASS)

@@ -8,15 +8,25 @@ from __future__ import annotations
 import math
 import re
 
-from .configs import SECTOR, Config, Work, power_of_two
+from .configs import ONE_SWEEP, SECTOR, UNMERGED, Config, Work, power_of_two
 from .devices import Device
 from .geometry import FULL_ACCESS
 from .kernels.welford import MERGED_AT_ONCE
 
-READ = {"forward": 1, "inference": 1, "backward": 2, "sums": 2, "sample_forward": 1, "sample_backward": 2}
+READ = {
+    "forward": 1,
+    "inference": 1,
+    "backward": 2,
+    "sums": 2,
+    "moments": 1,
+    "normalize": 1,
+    "gradients": 2,
+    "sample_forward": 1,
+    "sample_backward": 2,
+}
 """Tensors read once."""
 
-WRITTEN = {"forward": 1, "inference": 1, "backward": 1, "sums": 0, "sample_forward": 1, "sample_backward": 1}
+WRITTEN = {mode: 0 if mode in ("sums", "moments") else 1 for mode in READ}
 
 SPARE_REGISTERS = 32
 """Registers a thread for everything but the tile, a few results of other chunks included; folded ones take more."""
@@ -39,13 +49,37 @@ PACKED_ELEMENT = {"forward": 1.5, "backward": 1.7}
 HELD_ELEMENT = {2: 2.2, 4: 2.2, 8: 5.2}
 """The same for each element of each tensor that is held as it is computed with, by its bytes in memory."""
 
-STREAMED_ELEMENT = {"forward": 1.25, "inference": 1.0, "backward": 3.6, "sums": 2.7}
+STREAMED_ELEMENT = {
+    "forward": 1.25,
+    "inference": 1.0,
+    "backward": 3.6,
+    "sums": 2.7,
+    "moments": 1.25,
+    "normalize": 1.0,
+    "gradients": 3.6,
+}
 """Registers for each element of a tile that follows another, of all tensors together."""
 
 EPILOGUE_ELEMENT = {
     "none": dict.fromkeys(READ, 0.0),
-    "sign": {"forward": 0.8, "inference": 0.5, "backward": 1.4, "sums": 0.8},
-    "value": {"forward": 1.3, "inference": 1.0, "backward": 3.0, "sums": 2.8},
+    "sign": {
+        "forward": 0.8,
+        "inference": 0.5,
+        "backward": 1.4,
+        "sums": 0.8,
+        "moments": 0.0,
+        "normalize": 0.5,
+        "gradients": 1.4,
+    },
+    "value": {
+        "forward": 1.3,
+        "inference": 1.0,
+        "backward": 3.0,
+        "sums": 2.8,
+        "moments": 0.0,
+        "normalize": 1.0,
+        "gradients": 3.0,
+    },
 }
 """What an epilogue adds to these, for each element."""
 
@@ -99,7 +133,15 @@ L2_SHARE = 0.5
 FASTEST_SM = 3
 """How many SMs' share of the memory one SM alone can use."""
 
-INSTRUCTIONS = {"forward": 14, "inference": 6, "backward": 20, "sums": 12}
+INSTRUCTIONS = {
+    "forward": 14,
+    "inference": 6,
+    "backward": 20,
+    "sums": 12,
+    "moments": 7,
+    "normalize": 6,
+    "gradients": 10,
+}
 """For each element, in all of its sweeps."""
 
 ACCESS_INSTRUCTIONS = 6
@@ -129,7 +171,7 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
         needed += WIDE
     if config.lanes:
         needed += FOLDING if epilogue == "none" or mode != "backward" else 2 * FOLDING
-    if mode != "inference" and (chunks := config.chunks(geometry)) > 1:
+    if mode not in UNMERGED and (chunks := config.chunks(geometry)) > 1:
         merged = RESULTS * min(power_of_two(chunks) * config.block_c, MERGED_AT_ONCE.value)
         merged /= config.num_warps * device.warp_size
         if config.strategy == "resident":
@@ -183,7 +225,7 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     tiles = min(config.tiles_per_chunk, config.tiles(geometry))
     chunk = tiles * tile_bytes(work, config)
     spilled = tiles * SPILLED * spills * config.num_warps * device.warp_size
-    vectors = config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if chunks > 1 and mode != "inference" else 0))
+    vectors = config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if chunks > 1 and mode not in UNMERGED else 0))
     each = programs / device.sm_count
     most = math.ceil(each)
     turns = math.ceil(most / per_sm)
@@ -207,9 +249,9 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
 
     reads, writes, instructions = READ[mode], WRITTEN[mode] + work.written_beside, INSTRUCTIONS[mode]
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
-    if mode != "inference" and chunks > 1:
+    if mode not in UNMERGED and chunks > 1:
         time += MERGED * chunks * max(1.0, config.block_c / 64)
-    if config.strategy == "resident" or mode in ("inference", "sums"):
+    if config.strategy == "resident" or mode in ONE_SWEEP:
         waits = EXCHANGE if config.strategy == "resident" and chunks > 1 else 0
         return time + sweep(reads + work.read_beside + writes, instructions, waits)
     later = work.read_beside

@@ -62,8 +62,9 @@ def cut_plan(
     phases: list[dict[str, str]],
     exchanges: bool = True,
     always_counts: bool = False,
+    sends: int = 0,
 ) -> Plan:
-    """One launch for each phase, over all chunks of all blocks."""
+    """One launch for each phase, over all chunks of all blocks; it sends so many numbers to other processes."""
     geometry = work.geometry
     blocks, chunks = config.channel_blocks(geometry), config.chunks(geometry)
     padded = power_of_two(chunks)
@@ -73,7 +74,9 @@ def cut_plan(
     if config.at_once:
         programs = config.at_once
     resident = kernel in (resident_forward_kernel, resident_backward_kernel)
-    numbers = 3 * padded if kernel in (forward_kernel, resident_forward_kernel) else 2 * (padded + 1)
+    numbers = 2 * max(padded, 2) if sends else 2 * (padded + 1)  # kernels/ranks.py, kernels/welford.py
+    if kernel in (forward_kernel, resident_forward_kernel):
+        numbers = 3 * padded
     exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
     return Plan(
         kernel=kernel,
@@ -89,7 +92,7 @@ def cut_plan(
             *steps(geometry, residual_last=True),
         ),
         launches=tuple(((programs,), keywords | phase) for phase in phases),
-        partials=(geometry.channels * numbers,) if exchanges else (),
+        partials=(geometry.channels * numbers + sends,) if exchanges else (),
         counted=SPACING.value * (2 + blocks) + blocks * padded if exchanges or always_counts else 0,
         waits=resident and chunks > 1 and not config.at_once,
         config=config,

@@ -6,17 +6,20 @@ from contextlib import suppress
 from numbers import Number, Real
 from os import register_at_fork
 from threading import Lock
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import aten, autograd, devices, selection
+from . import aten, autograd, devices, distributed, selection
 from .backends import innermost_transform, traces_kernels, uses_kernels
 from .case import Case
 from .launch import dense, dense_strides, statistics_dtype, walkable
 from .sample_case import SampleCase
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Activation = Literal["relu", "leaky_relu", "silu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
@@ -41,6 +44,7 @@ def batch_norm(
     num_batches_tracked: Tensor | None = None,
     axis: int = 1,
     correction: int = 1,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Batch normalization (Ioffe and Szegedy, 2015) as torch.nn.functional.batch_norm computes it, and what follows it.
 
@@ -64,6 +68,8 @@ def batch_norm(
         axis: where the channels are, if not where torch has them; all other axes are reduced, without a copy.
         correction: 1 for the unbiased variance in running_var, as in torch; 0 for the biased one, as in Keras, which
             exists for one value a channel too.
+        process_group: in training, the processes whose inputs are one batch, of which each has a part of any size, none
+            included; all of them have to call. See SyncBatchNorm. None for this process alone.
 
     Vectors are of the input's dtype or float32. Statistics are computed in float32, for float64 input in float64.
 
@@ -72,7 +78,7 @@ def batch_norm(
         merged). An empty input gives an empty output, and leaves running_mean and running_var alone.
 
     Raises:
-        TypeError: an argument that is not a tensor or a number where one is needed.
+        TypeError: an argument that is not a tensor, a number or a process group where one is needed.
         NotImplementedError: an input dtype or layout other than those named.
         ValueError: eps out of its range; a correction that is neither 0 nor 1; one value a channel in training with
             correction 1; one running buffer without the other; an unknown activation; momentum None without
@@ -80,8 +86,16 @@ def batch_norm(
         RuntimeError: no such axis; a vector or residual of the wrong size, dtype, layout or device; evaluation without
             running buffers; a tensor of inference mode that the backward pass would need.
 
-    Every error is raised before a buffer is touched.
+    Every error is raised before a buffer is touched, the process group's own included.
     """
+    if process_group is not None and training and (group := distributed.sharing(process_group)) is not None:
+        return synchronized(
+            Arguments(
+                input, running_mean, running_var, weight, bias, True, momentum, eps, axis, correction,
+                residual, activation, negative_slope, num_batches_tracked,
+            ),
+            group,
+        )  # fmt: skip
     if is_compiling():
         return traced(
             Arguments(
@@ -196,13 +210,13 @@ def remember(key: tuple[Any, ...], case: AnyCase) -> AnyCase:
     return case
 
 
-def case_of(given: Arguments) -> Case:
+def case_of(given: Arguments, kernels: bool = True) -> Case:
     """What all calls like this one have in common."""
     x, counter = given.input, given.num_batches_tracked
     counts_elsewhere = given.training and counter is not None and counter.device != x.device
     vectors = given.running_mean, given.running_var, given.weight, given.bias
     return Case(
-        device=devices.current(x.device.index),
+        device=devices.current(x.device.index) if kernels else None,
         place=x.device,
         shape=x.shape,
         dtype=x.dtype,
@@ -221,12 +235,15 @@ def case_of(given: Arguments) -> Case:
     )
 
 
-def known_case(given: Arguments) -> Case:
-    """The same, made once, for operators, whose arguments were checked while the graph was traced."""
+def known_case(given: Arguments, kernels: bool = True) -> Case:
+    """The same, made once, for what checks its arguments itself; for torch's operations without a device."""
     momentum = given.momentum
     forms = (form(each) if isinstance(each, Tensor) else each for each in given._replace(momentum=momentum.__class__))
-    key = devices.planned_for(), selection.setting(), *forms, form(momentum) if isinstance(momentum, Tensor) else None
-    return _cases.get(key) or remember(key, case_of(given))
+    key = (
+        devices.planned_for() if kernels else None, selection.setting(), *forms,
+        form(momentum) if isinstance(momentum, Tensor) else None,
+    )  # fmt: skip
+    return _cases.get(key) or remember(key, case_of(given, kernels))
 
 
 def traced(given: Arguments) -> Tensor:
@@ -241,19 +258,60 @@ def traced(given: Arguments) -> Tensor:
     counts_elsewhere = given.training and counter is not None and counter.device != x.device
     if momentum is None and counts_elsewhere:
         momentum = average_factor(counter, x)
-    factor = momentum if isinstance(momentum, Tensor) else None
-    how = (
-        0.0 if momentum is None or factor is not None else float(momentum), float(given.eps), given.axis % x.dim(),
-        given.correction, given.activation, float(given.negative_slope),
-    )  # fmt: skip
-    tensors = x, given.weight, given.bias, given.residual, given.running_mean, given.running_var
+    given = given._replace(momentum=momentum, num_batches_tracked=None if counts_elsewhere else counter)
+    tensors, state, how = for_operators(given)
     if not given.training:
-        return torch.ops.tritonbn.inference(*tensors, *how)[0]
-    counted = None if counts_elsewhere else counter
-    y = torch.ops.tritonbn.training(*tensors, counted, factor, momentum is None, *how)[0]
+        return torch.ops.tritonbn.inference(*tensors, *state[:2], *how)[0]
+    y = torch.ops.tritonbn.training(*tensors, *state, *how)[0]
     if counts_elsewhere:
         counter.add_(1)
     return y
+
+
+def for_operators(given: Arguments) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+    """What our operators take: tensors, state, and what is neither."""
+    momentum = given.momentum
+    factor = momentum if isinstance(momentum, Tensor) else None
+    how = (
+        0.0 if momentum is None or factor is not None else float(momentum), float(given.eps),
+        given.axis % given.input.dim(), given.correction, given.activation, float(given.negative_slope),
+    )  # fmt: skip
+    tensors = given.input, given.weight, given.bias, given.residual
+    return tensors, (*given[1:3], given.num_batches_tracked, factor, momentum is None), how
+
+
+def synchronized(given: Arguments, group: ProcessGroup) -> Tensor:
+    """The same of a batch that several processes share."""
+    given = given.plain()
+    check(given, is_shared=True)
+    x, counter, momentum = given.input, given.num_batches_tracked, given.momentum
+    counts_elsewhere = counter is not None and counter.device != x.device
+    if counts_elsewhere:
+        check_counts(counter)
+        given = given._replace(
+            momentum=average_factor(counter, x) if momentum is None else momentum, num_batches_tracked=None
+        )
+    y = traced_together(given, group) if is_compiling() else computed_together(given, group)
+    if counts_elsewhere:
+        counter.add_(1)
+    return y
+
+
+def traced_together(given: Arguments, group: ProcessGroup) -> Tensor:
+    """As an operator that exchanges moments itself."""
+    tensors, state, how = for_operators(given)
+    kernels = traces_kernels(given.input, True)
+    return torch.ops.tritonbn.synced_training(*tensors, *state, *how, group.group_name, kernels)[0]
+
+
+def computed_together(given: Arguments, group: ProcessGroup) -> Tensor:
+    """By the kernels or by torch's operations, which take an empty part too."""
+    kernels = given.input.numel() > 0 and uses_kernels(given.input)
+    x = walkable(given.input, given.axis % given.input.dim()) if kernels else given.input
+    given = given._replace(input=x)
+    state = given.running_mean, given.running_var, given.num_batches_tracked, given.momentum
+    case = known_case(given, kernels)
+    return distributed.batch_norm(case, x, given.weight, given.bias, given.residual, state, group)
 
 
 def average_factor(counter: Tensor, input: Tensor) -> Tensor:
@@ -352,9 +410,9 @@ def check_input(function: str, input: Tensor) -> None:
         raise NotImplementedError(f"{function}: expected a strided input, got {input.layout}")
 
 
-def check(given: Arguments) -> None:
+def check(given: Arguments, is_shared: bool = False) -> None:
     """Raise unless batch_norm can be computed, before anything is computed or changed."""
-    check_batch(*given[:10])
+    check_batch(*given[:10], is_shared)
     check_epilogue(
         given.input, given.residual, given.activation, given.negative_slope, given.momentum, given.num_batches_tracked
     )
@@ -371,6 +429,7 @@ def check_batch(
     eps: float,
     axis: int,
     correction: int,
+    is_shared: bool,
 ) -> None:
     """Raise what torch.nn.functional.batch_norm raises, before anything is computed or changed."""
     check_input("batch_norm", input)
@@ -390,7 +449,7 @@ def check_batch(
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: expected both of running_mean and running_var or neither, got one of them")
     channels = input.shape[axis] if axis < input.dim() else 0
-    if training and correction == 1 and input.numel() == channels > 0:
+    if training and correction == 1 and input.numel() == channels > 0 and not is_shared:
         raise ValueError(
             f"batch_norm: expected more than 1 value per channel when training, got input of shape {tuple(input.shape)}"
         )

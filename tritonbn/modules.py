@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,6 +20,8 @@ class _KernelBatchNorm(_BatchNorm):
     negative_slope: float = 0.01
     ranks: tuple[int, ...] = ()
     """The numbers of axes with which an input needs no closer look."""
+    function: Callable[..., Tensor] | None = None
+    """What is called in batch_norm's place, as a method."""
 
     def __init__(
         self,
@@ -57,7 +61,7 @@ class _KernelBatchNorm(_BatchNorm):
             mean = var = None
         if not (training and tracks):
             counter = None
-        return batch_norm(
+        return (self.function or batch_norm)(
             input,
             mean,
             var,
@@ -105,6 +109,62 @@ class BatchNorm3d(_KernelBatchNorm, nn.BatchNorm3d):
     """
 
     ranks = (5,)
+
+
+class SyncBatchNorm(_KernelBatchNorm):
+    """torch.nn.SyncBatchNorm on the kernels, for any input (N, C, ...): statistics over the batches of all processes.
+
+    Arguments, attributes and state_dict are torch's. It is no subclass of torch's, which DistributedDataParallel
+    refuses on a CPU: any device and backend of torch.distributed will do. In training every process sends the mean,
+    variance and count of its own batch in one all_gather, merged by Chan's rule, and the sums of its backward pass in
+    one all_reduce; each pass is two launches, `activation` and `residual` included. Batches may differ in size and may
+    be empty. All processes of the group have to call forward, and backward where the input needs a gradient; those of
+    weight and bias are of each process's own batch, for DistributedDataParallel to average. Without torch.distributed,
+    with one process, and in evaluation it is the BatchNorm of its input.
+
+    A process that fails, or is late by more than the group's timeout, gives the others torch.distributed's error; no
+    running buffer is changed by that call. There are no second derivatives.
+    """
+
+    ranks = (2, 3, 4, 5)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: dist.ProcessGroup | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs |= {"device": device, "dtype": dtype}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **kwargs)
+        self.process_group = process_group
+
+    def function(self, *given: Any, **epilogue: Any) -> Tensor:
+        """batch_norm, in training over all processes of the group."""
+        return batch_norm(*given, process_group=group_of(self) if self.training else None, **epilogue)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
+        """As torch.nn.SyncBatchNorm's, by `convert_sync`."""
+        from .conversion import convert_sync
+
+        return convert_sync(module, process_group)
+
+
+def group_of(module: SyncBatchNorm) -> dist.ProcessGroup | None:
+    """The processes that share the module's batches, None for this one alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    return dist.group.WORLD if module.process_group is None else module.process_group
 
 
 def check_activation(name: str, activation: str | None) -> None:

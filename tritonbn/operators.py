@@ -24,15 +24,17 @@ HOW = "float momentum, float eps, int axis, int correction, str? activation, flo
 """What is no tensor, as batch_norm takes it."""
 
 TENSORS = "Tensor x, Tensor? weight, Tensor? bias, Tensor? residual"
+STATE = (
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor? average_factor, "
+    "bool cumulative"
+)
+GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
 SCHEMAS = {
-    "training": (
-        f"({TENSORS}, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "
-        f"Tensor? average_factor, bool cumulative, {HOW}) -> (Tensor y, Tensor statistics)"
-    ),
+    "training": f"({TENSORS}, {STATE}, {HOW}) -> (Tensor y, Tensor statistics)",
     "inference": f"({TENSORS}, Tensor running_mean, Tensor running_var, {HOW}) -> (Tensor y, Tensor statistics)",
     "backward": (
         f"(Tensor dy, {TENSORS}, Tensor statistics, bool training, ScalarType? bias_dtype, bool[4] wanted, {HOW}) "
-        "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
+        f"-> {GRADIENTS}"
     ),
 }
 """y, dx and dresidual lie like x; statistics are mean and invstd, (2, C). A gradient that is not wanted is empty.
@@ -59,12 +61,16 @@ def training(
 ) -> tuple[Tensor, Tensor]:
     """A training step's forward pass, running buffers and counter updated in place."""
     momentum, *rest = how
-    weight_of_batch = None if cumulative else momentum if average_factor is None else average_factor
-    state = running_mean, running_var, num_batches_tracked, weight_of_batch
+    state = running_mean, running_var, num_batches_tracked, weight_of_batch(average_factor, cumulative, momentum)
     read = walkable(x, rest[1])
     case = known_case(arguments(read, weight, bias, residual, state, True, *rest))
     y, statistics, _ = plan.training_forward(case, read, weight, bias, residual, state, keeps_signs=False)
     return like(x, y), statistics
+
+
+def weight_of_batch(average_factor: Tensor | None, cumulative: bool, momentum: float) -> Tensor | float | None:
+    """batch_norm's momentum, from what an operator is given in place of it."""
+    return None if cumulative else momentum if average_factor is None else average_factor
 
 
 def inference(
@@ -200,16 +206,16 @@ class Differentiable(torch.autograd.Function):
         return None, *gradients, *[None] * (len(ctx.needs_input_grad) - 5)
 
 
-def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def register(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Define an operator."""
-    LIBRARY.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in KEYS:
         LIBRARY.impl(name, implementation, key)
     torch.library.register_fake(f"tritonbn::{name}", fake, lib=LIBRARY)
 
 
-register("training", training, fake_forward)
-register("inference", inference, fake_forward)
-register("backward", backward, fake_backward)
+register("training", SCHEMAS["training"], training, fake_forward)
+register("inference", SCHEMAS["inference"], inference, fake_forward)
+register("backward", SCHEMAS["backward"], backward, fake_backward)
 LIBRARY.impl("training", lambda *given: Differentiable.apply("training", *given), "Autograd")
 LIBRARY.impl("inference", lambda *given: Differentiable.apply("inference", *given), "Autograd")

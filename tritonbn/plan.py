@@ -34,9 +34,13 @@ def training_forward(
     residual: Tensor | None,
     state: State,
     keeps_signs: bool,
+    y: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y like x, statistics (2, C), mean and invstd, and if wanted the signs; running buffers are updated in place."""
-    y, statistics = torch.empty_like(x), torch.empty_like(case.statistics)
+    """y like x, statistics (2, C), mean and invstd, and if wanted the signs; running buffers are updated in place.
+
+    Into the y that is given, if one is: of x's shape, and lying as the case says.
+    """
+    y, statistics = torch.empty_like(x) if y is None else y, torch.empty_like(case.statistics)
     running_mean, running_var, num_batches_tracked, momentum = state
     lies = None
     if residual is not None:
@@ -63,7 +67,7 @@ def training_forward(
         failure = raised  # gone on with outside, where no chain of contexts grows
     if failure is not None:
         with case.without(failure, Forward, lies, keeps_signs):
-            return training_forward(case, x, weight, bias, residual, state, keeps_signs)
+            return training_forward(case, x, weight, bias, residual, state, keeps_signs, y)
     if not case.dense:
         for original, updated in ((running_mean, mean), (running_var, var)):
             if original is not updated:
@@ -163,7 +167,7 @@ class Forward:
         if config.strategy == "resident":
             keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
             return cut_plan(resident_forward_kernel, work, config, keywords, [{}], always_counts=case.cumulative)
-        keywords["STAGES"] = config.stages
+        keywords |= {"STAGES": config.stages, "RANKS": 0}
         phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
         return cut_plan(forward_kernel, work, config, keywords, phases)
 
@@ -241,7 +245,7 @@ class Backward:
             keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
             return cut_plan(resident_backward_kernel, work, config, keywords, [{}])
         phases = {"sweep": SPLIT_BACKWARD[:1], "dataflow": [{"PHASE": "dataflow"}], "split": SPLIT_BACKWARD}[strategy]
-        keywords |= {"TRAINING": case.training, "STAGES": config.stages}
+        keywords |= {"TRAINING": case.training, "STAGES": config.stages, "RANKS": 0}
         return cut_plan(backward_kernel, work, config, keywords, phases, exchanges=work.mode != "inference")
 
     @staticmethod

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
-from .configs import SECTOR, Config, Mode, Strategy, Work, power_of_two
+from .configs import SECTOR, UNMERGED, Config, Mode, Strategy, Work, power_of_two
 from .cost import MOST_REGISTERS, modelled_time, most_registers, pipelines, places, registers_needed
 from .counters import FRACTION
 from .devices import Device
@@ -15,6 +15,8 @@ from .geometry import Geometry
 
 Layout = Literal["planes", "runs", "rows"]
 """Channels-first, folded (kernels/fold.py) and channels-last."""
+
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,20 @@ ALL: tuple[Strategy, ...] = ("resident", "dataflow", "split")
 FEW, MANY = (8, 16, 32), (16, 32, 64)
 CHUNKS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
 STAGES = (1, 3)
+MERGING, PASSING = (
+    Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
+    Space(("split",), tiles_per_chunk=CHUNKS[:4]),
+)
 
 SPACES: dict[tuple[Mode, Layout], Space] = {
     ("forward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("forward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("forward", "rows"): Space(ALL, held=MANY, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("inference", "planes"): Space(("split",), tiles_per_chunk=CHUNKS[:4]),
-    ("inference", "runs"): Space(("split",), tiles_per_chunk=CHUNKS[:4]),
-    ("inference", "rows"): Space(("split",), tiles_per_chunk=CHUNKS[:4]),
     ("backward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("backward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("backward", "rows"): Space(ALL, held=MANY, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("sums", "planes"): Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("sums", "runs"): Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("sums", "rows"): Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
+    **{(mode, layout): MERGING for mode in ("sums", "moments") for layout in LAYOUTS},
+    **{(mode, layout): PASSING for mode in UNMERGED for layout in LAYOUTS},
 }
 
 MOST_MERGED = 32768
@@ -141,7 +143,7 @@ def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Co
     per_sm, chunks = places(work, config, registers, device), config.chunks(geometry)
     if registers > MOST_REGISTERS or per_sm == 0:
         return
-    merges = work.mode != "inference" and chunks > 1
+    merges = work.mode not in UNMERGED and chunks > 1
     if merges and power_of_two(chunks) * config.block_c > MOST_MERGED:
         return
     if config.strategy == "dataflow":

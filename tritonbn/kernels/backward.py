@@ -4,6 +4,7 @@ With xhat = (x - mean) invstd, n elements a channel and dz the gradient before t
 dbias = sum dz, dweight = sum dz xhat, dx = weight invstd (dz - dbias / n - xhat dweight / n).
 PHASE "dataflow" is one launch of items in an order that lets the second reading find its tensors in the L2; "sums" and
 "gradients" are the two halves as launches of their own. The last chunk of a block to arrive merges them all.
+RANKS processes that share a batch run these halves with their sums added up in between (ranks.py).
 With given statistics (TRAINING false) dx = weight invstd dz, which "sums" writes, being all there is to do.
 """
 
@@ -13,6 +14,7 @@ import triton.language as tl
 from .channel import VECTORS, load_statistics, scale_and_shift
 from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
 from .gradient import coefficients, input_gradient, store_gradients
+from .ranks import load_sums, send_sums
 from .upstream import gradient_of_z, load_clue
 from .view import block_and_chunk, block_channels, channel_sum, load_view, spread, store_view, tiles_of_chunk
 from .welford import add_sums, load_published, publish, store_sums
@@ -25,7 +27,8 @@ def backward_kernel(
     weight, bias,  # (C,) or None
     statistics,  # (2, C): mean, invstd
     dweight, dbias,  # (C,), written, or None
-    partials,  # (2, C, BLOCK_K): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all
+    partials,  # (2, C, BLOCK_K): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all;
+    # if RANKS, then sums (2 C + 1) of this process, and for "gradients" nothing but those of all
     counters,  # of exchange.py, or None
     slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
@@ -33,7 +36,7 @@ def backward_kernel(
     dy_o0, dy_o1, dy_o2, dy_c, dy_i,
     dx_o0, dx_o1, dx_o2, dx_c, dx_i,
     r_o0, r_o1, r_o2, r_c, r_i,
-    PHASE: tl.constexpr, TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
+    PHASE: tl.constexpr, TRAINING: tl.constexpr, RANKS: tl.constexpr, ACTIVATION: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
@@ -101,15 +104,23 @@ def backward_kernel(
             if last_chunk(counters, block, chunks):
                 total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K)
                 store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
-                x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, outer, inner)
-                publish(partials, c, channels, x_factor, offset, BLOCK_K)
+                values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
+                if RANKS:
+                    send_sums(partials, c, channels, block, total_dz, total_dz_x, values, BLOCK_K)
+                else:
+                    x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
+                    publish(partials, c, channels, x_factor, offset, BLOCK_K)
                 if PHASE == "dataflow":
                     release(counters, block, blocks, chunks, -1, BLOCK_K)
 
     if PHASE != "sums" and finishes:
         if PHASE == "dataflow":
             wait(counters, block, blocks, chunk, BLOCK_K)
-        x_factor, offset = load_published(partials, c, channels, BLOCK_K)
+        if RANKS:
+            total_dz, total_dz_x, values = load_sums(partials, c, channels, ACCUMULATOR)
+            x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
+        else:
+            x_factor, offset = load_published(partials, c, channels, BLOCK_K)
         for tile in tl.range(first, last, num_stages=STAGES):
             gradient, _ = load_view(
                 dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,

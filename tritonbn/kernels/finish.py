@@ -23,7 +23,7 @@ def finish_channels(
         factor = reciprocal((tl.load(num_batches_tracked) + 1).to(mean.dtype))
     if running_mean is not None:
         update_running(running_mean, c, channels, mean, factor)
-        update_running(running_var, c, channels, variance * (values / (values - CORRECTION)), factor)
+        update_running(running_var, c, channels, variance * (values / tl.maximum(values - CORRECTION, 1.0)), factor)
     if num_batches_tracked is not None:
         counts = block == 0
         if CUMULATIVE:

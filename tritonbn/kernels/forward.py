@@ -2,7 +2,8 @@
 
 PHASE "dataflow" is one launch of items in an order that lets the second reading find x in the L2; "statistics" and
 "normalize" are the two halves as launches of their own. The last chunk of a block to arrive merges them all. Channels
-whose chunks fit into registers have resident_forward.
+whose chunks fit into registers have resident_forward. RANKS processes that share a batch run the halves with their
+moments exchanged in between (ranks.py).
 """
 
 import triton
@@ -12,6 +13,7 @@ from .affine import store_y
 from .channel import VECTORS, load_statistics, scale_and_shift
 from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
 from .finish import finish_channels
+from .ranks import merge_ranks, send_moments
 from .rounding import inverse_sqrt
 from .view import (
     block_and_chunk,
@@ -35,15 +37,16 @@ def forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
-    partials,  # (3, C, BLOCK_K) workspace: each chunk's mean, as centre and offset, and M2
+    partials,  # (3, C, BLOCK_K) workspace: each chunk's mean, as centre and offset, and M2;
+    # if RANKS, then moments (3 C + 1) of this process, and for "normalize" nothing but those of all (RANKS, 3 C + 1)
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
     x_o0, x_o1, x_o2, x_c, x_i,
     y_o0, y_o1, y_o2, y_c, y_i,
     r_o0, r_o1, r_o2, r_c, r_i,
-    PHASE: tl.constexpr, CORRECTION: tl.constexpr, CUMULATIVE: tl.constexpr, ACTIVATION: tl.constexpr,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
+    PHASE: tl.constexpr, CORRECTION: tl.constexpr, CUMULATIVE: tl.constexpr, RANKS: tl.constexpr,
+    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -87,23 +90,37 @@ def forward_kernel(
         )
         store_moments(partials, c, channels, chunk, centre, offset, M2, BLOCK_K)
         if last_chunk(counters, block, chunks):
-            mean, variance = merge_chunks(
+            centre, offset, variance = merge_chunks(
                 partials, c, channels, outer, inner, chunks, tiles_per_chunk,
                 BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN,
             )  # fmt: skip
-            invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
-            finish_channels(
-                mean, variance, invstd, (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR),
-                statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
-                c, channels, block, blocks, CORRECTION, CUMULATIVE,
-            )  # fmt: skip
+            values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
+            if RANKS:
+                send_moments(partials, c, channels, block, centre, offset, variance, values, BLOCK_K)
+            else:
+                invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+                finish_channels(
+                    centre + offset, variance, invstd, values,
+                    statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
+                    c, channels, block, blocks, CORRECTION, CUMULATIVE,
+                )  # fmt: skip
             if PHASE == "dataflow":
                 release(counters, block, blocks, chunks, -1, BLOCK_K)
 
     if PHASE != "statistics" and normalizes:
         if PHASE == "dataflow":
             wait(counters, block, blocks, chunk, BLOCK_K)
-        mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
+        if RANKS:
+            mean, variance, values = merge_ranks(partials, c, channels, RANKS, ACCUMULATOR)
+            invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+            if chunk == 0:
+                finish_channels(
+                    mean, variance, invstd, values,
+                    statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
+                    c, channels, block, blocks, CORRECTION, CUMULATIVE,
+                )  # fmt: skip
+        else:
+            mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         for tile in tl.range(first, last, num_stages=STAGES):
             value, _ = load_view(

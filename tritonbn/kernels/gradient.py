@@ -16,9 +16,8 @@ def store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x):
 
 
 @triton.jit
-def coefficients(scale, invstd, total_dz, total_dz_x, outer, inner):
-    """x_factor and offset [BLOCK_C] of dx = scale dz + x_factor (x - mean) + offset."""
-    values = (tl.cast(outer, tl.int64) * inner).to(scale.dtype)
+def coefficients(scale, invstd, total_dz, total_dz_x, values):
+    """x_factor and offset [BLOCK_C] of dx = scale dz + x_factor (x - mean) + offset, for so many values a channel."""
     return -scale * invstd * invstd * (total_dz_x / values), -scale * (total_dz / values)
 
 

@@ -86,11 +86,12 @@ def resident_backward_kernel(
                 total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K)
         if last:
             store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
+        values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
         if BLOCK_K == 1 or BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
-            x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, outer, inner)
+            x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
         else:
             if last:
-                first, second = coefficients(scale, invstd, total_dz, total_dz_x, outer, inner)
+                first, second = coefficients(scale, invstd, total_dz, total_dz_x, values)
                 publish(partials, c, channels, first, second, BLOCK_K)
             meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
             x_factor, offset = load_published(partials, c, channels, BLOCK_K)

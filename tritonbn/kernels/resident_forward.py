@@ -61,7 +61,7 @@ def resident_forward_kernel(
             channel_sum(deviation * deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
             count,
         )
-        mean, variance = centre + offset, M2 / count
+        variance = M2 / count
 
         last = True
         if BLOCK_K > 1:
@@ -69,13 +69,14 @@ def resident_forward_kernel(
             last = last_chunk(counters, block, chunks)
             if BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
                 meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-                mean, variance = merge_chunks(
+                centre, offset, variance = merge_chunks(
                     partials, c, channels, outer, inner, chunks, 1, BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN
                 )
             elif last:
-                mean, variance = merge_chunks(
+                centre, offset, variance = merge_chunks(
                     partials, c, channels, outer, inner, chunks, 1, BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN
                 )
+        mean = centre + offset
         invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
         if last:
             finish_channels(

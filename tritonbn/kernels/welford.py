@@ -114,7 +114,7 @@ def merge_chunks(
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, INDEX: tl.constexpr,
     FOLD: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    """Mean and biased variance [BLOCK_C] of all chunks, merged in one and the same order."""
+    """Mean, as centre and offset, and biased variance [BLOCK_C] of all chunks, merged in one and the same order."""
     BLOCK_M: tl.constexpr = min(BLOCK_K, max(1, MERGED_AT_ONCE // c.shape[0]))
     centre = partial_pointers(partials, 0, c, channels, 0, BLOCK_K)
     reference = tl.load(centre, c < channels, other=0.0)
@@ -137,7 +137,7 @@ def merge_chunks(
         )  # fmt: skip
         delta = tl.where((k < chunks)[None, :], part_mean - mean[:, None], 0.0)
         parts += load_partials(partials, 2, c, channels, k, chunks, BLOCK_K) / total + delta * delta * share
-    return reference + mean, tl.sum(parts, 1)
+    return reference, mean, tl.sum(parts, 1)
 
 
 @triton.jit

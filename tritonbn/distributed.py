@@ -1,0 +1,151 @@
+"""Batch norm over the processes that share a batch: one all_gather forward, one all_reduce backward.
+
+As torch.nn.SyncBatchNorm, but mean, M2 and count are merged by Chan's rule in the order of the ranks, so that every
+process has the same statistics, and both passes are two launches each, whatever follows the normalization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import synced_aten, synced_plan
+from .autograd import as_allocated, require_savable
+from .case import Case
+from .launch import dense, laid_out
+from .plan import State
+from .synced_plan import Arrived, nothing
+
+ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+"""Its name, which is another one before torch 2.13."""
+
+
+def sharing(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """The group if it is one of several processes, this one among them; TypeError if it is none at all."""
+    if group is None or group is dist.GroupMember.NON_GROUP_MEMBER:
+        return None
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"batch_norm: expected process_group to be a ProcessGroup or None, got {type(group).__name__}")
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def batch_norm(
+    case: Case,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    state: State,
+    group: dist.ProcessGroup,
+) -> Tensor:
+    """y, attached to the autograd graph where a gradient can be asked for."""
+    return Synchronized.apply(x, weight, bias, residual, case, state, group)
+
+
+class Synchronized(torch.autograd.Function):
+    """Saves what autograd.BatchNorm does."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        case: Case,
+        state: State,
+        group: dist.ProcessGroup,
+    ) -> Tensor:
+        """One exchange between two launches."""
+        is_differentiated = any(ctx.needs_input_grad)
+        keeps_signs = is_differentiated and residual is not None and case.activation in ("relu", "leaky_relu")
+        if is_differentiated:
+            require_savable(x, weight, *(() if case.activation is None or keeps_signs else (bias, residual)))
+        y, statistics, signs = forward(case, x, weight, bias, residual, state, group, keeps_signs)
+        recomputed = (bias, residual) if case.activation is not None and signs is None else (None, None)
+        ctx.save_for_backward(x, weight, statistics, signs, *recomputed)
+        ctx.case, ctx.group = case, group
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """The same again, unless dx is not wanted: dweight, dbias and dresidual are each process's own."""
+        x, weight, statistics, signs, bias, residual = ctx.saved_tensors
+        given = x, weight, bias, as_allocated(statistics), residual, None if signs is None else as_allocated(signs)
+        found = backward(ctx.case, dy, *given, ctx.group, ctx.needs_input_grad[:4])
+        return *found, None, None, None
+
+
+def forward(
+    case: Case,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    state: State,
+    group: dist.ProcessGroup,
+    keeps_signs: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """y, statistics (2, C) of the whole batch, and signs if they are wanted and kernels make them.
+
+    The running buffers are updated when all processes' moments are there, not before.
+    """
+    passes = passes_of(case)
+    moments = passes.moments(case, x)
+    size = moments.numel()
+    gathered = moments.new_empty(dist.get_world_size(group) * size)
+    arrived = begin(getattr(dist, ALL_GATHER), gathered, moments, group=group)
+    return passes.normalize(case, x, weight, bias, residual, state, keeps_signs, gathered.view(-1, size), arrived)
+
+
+def backward(
+    case: Case,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    residual: Tensor | None,
+    signs: Tensor | None,
+    group: dist.ProcessGroup,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """dx, dweight, dbias and dresidual, those that are wanted."""
+    passes = passes_of(case)
+    weight, bias = dense(weight), dense(bias)
+    wants_dx, wants_dweight, wants_dbias, wants_dresidual = wanted
+    x = laid_out(x, case.x)
+    separate = torch.empty_like(x) if wants_dresidual and case.activation is not None else None
+    dweight = torch.empty_like(weight) if wants_dweight else None
+    dbias = case.empty_vector(case.bias_dtype) if wants_dbias else None
+    dx = None
+    if wants_dx or dweight is not None or dbias is not None or separate is not None:
+        upstream, residual = passes.upstream(case, x, dy, residual, signs)
+        given = x, upstream, weight, bias, statistics, residual, signs
+        sums = passes.sums(case, *given, separate, dweight, dbias)
+        if wants_dx:
+            arrived = begin(dist.all_reduce, sums, group=group)
+            dx = passes.gradients(case, *given, sums, arrived)
+    dresidual = (dy if separate is None else separate) if wants_dresidual else None
+    return dx, dweight, dbias, dresidual
+
+
+def passes_of(case: Case) -> Any:
+    """The module whose moments, normalize, sums and gradients compute."""
+    return synced_plan if case.device is not None else synced_aten
+
+
+def begin(collective: Callable[..., Any], *tensors: Tensor, group: dist.ProcessGroup) -> Arrived:
+    """Start a collective; what it returns is to be called before its result is read.
+
+    Where the host would have to wait for it, it goes on beside the host; a GPU's stream waits by itself, and would have
+    to meet another stream for nothing.
+    """
+    work = collective(*tensors, group=group, async_op=tensors[0].device.type == "cpu")
+    return nothing if work is None else work.wait

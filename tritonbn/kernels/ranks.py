@@ -1,0 +1,79 @@
+"""Statistics and sums that processes exchange: each one's own for it to send, and what came back from all of them.
+
+Of the forward pass every process sends moments (3 C + 1): its mean, as centre and offset, its biased variance, and how
+many values a channel has there; of the backward pass sums (2 C + 1): of dz, of dz (x - mean), and the same number. Each
+lies behind the partial results of the launch that made it.
+"""
+
+import triton
+import triton.language as tl
+
+from .channel import load_channels
+from .welford import MERGED_AT_ONCE, finite_or_zero
+
+
+@triton.jit
+def send_moments(partials, c, channels, block, centre, offset, variance, values, BLOCK_K: tl.constexpr):
+    """Write this process's moments [BLOCK_C] behind partials (3, C, BLOCK_K)."""
+    wide = tl.cast(channels, c.dtype)
+    moments = partials + 3 * wide * BLOCK_K
+    tl.store(moments + c, centre, c < channels)
+    tl.store(moments + wide + c, offset, c < channels)
+    tl.store(moments + 2 * wide + c, variance, c < channels)
+    if block == 0:
+        tl.store(moments + 3 * wide, values)
+
+
+@triton.jit
+def merge_ranks(gathered, c, channels, RANKS: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """Mean, biased variance [BLOCK_C] and number of values a channel of gathered (RANKS, 3 C + 1).
+
+    By Chan's rule, in the order of the ranks; a process without values changes nothing, whatever its moments are.
+    """
+    BLOCK_M: tl.constexpr = min(triton.next_power_of_2(RANKS), max(1, MERGED_AT_ONCE // c.shape[0]))
+    wide = tl.cast(channels, c.dtype)
+    reference = tl.zeros([c.shape[0]], ACCUMULATOR)
+    mean, variance = tl.zeros_like(reference), tl.zeros_like(reference)
+    total = tl.sum(reference, 0)
+    for before in range(0, RANKS, BLOCK_M):
+        rank = before + tl.arange(0, BLOCK_M)
+        moments = gathered + rank * (3 * wide + 1)
+        values = tl.load(moments + 3 * wide, rank < RANKS, other=0.0)
+        taken = (values > 0)[None, :] & (c < channels)[:, None]
+        moments = moments[None, :] + c[:, None]
+        centre = tl.load(moments, taken, other=0.0)
+        offset = tl.load(moments + wide, taken, other=0.0)
+        spread = tl.load(moments + 2 * wide, taken, other=0.0)
+        largest = finite_or_zero(tl.max(tl.where(taken, centre, float("-inf")), 1))
+        reference = tl.where(total > 0, reference, largest)
+        here = tl.sum(values, 0)
+        share = (values / tl.maximum(here, 1.0))[None, :]
+        delta = tl.where(taken, centre - reference[:, None] + offset, 0.0)
+        part_mean = tl.sum(delta * share, 1)
+        delta = tl.where(taken, delta - part_mean[:, None], 0.0)
+        part_variance = tl.sum((spread + delta * delta) * share, 1)
+        total += here
+        weight = here / tl.maximum(total, 1.0)
+        step = part_mean - mean
+        variance += (part_variance - variance) * weight + step * step * weight * (1.0 - weight)
+        mean += step * weight
+    return reference + mean, variance, total
+
+
+@triton.jit
+def send_sums(partials, c, channels, block, sum_dz, sum_dz_x, values, BLOCK_K: tl.constexpr):
+    """Write this process's sums [BLOCK_C] behind partials (2, C, BLOCK_K), where a tensor begins well (cutting.py)."""
+    wide = tl.cast(channels, c.dtype)
+    sums = partials + 2 * wide * max(BLOCK_K, 2)
+    tl.store(sums + c, sum_dz, c < channels)
+    tl.store(sums + wide + c, sum_dz_x, c < channels)
+    if block == 0:
+        tl.store(sums + 2 * wide, values)
+
+
+@triton.jit
+def load_sums(sums, c, channels, ACCUMULATOR: tl.constexpr):
+    """Both sums [BLOCK_C] over all processes, and their number of values a channel."""
+    wide = tl.cast(channels, c.dtype)
+    sum_dz = load_channels(sums, c, channels, ACCUMULATOR)
+    return sum_dz, load_channels(sums + wide, c, channels, ACCUMULATOR), tl.load(sums + 2 * wide)

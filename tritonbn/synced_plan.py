@@ -1,0 +1,301 @@
+"""The passes of a batch that several processes share: two launches each way, and room for what is exchanged between.
+
+moments and normalize are a training forward, sums and gradients its backward; `arrived` is called when all is ready for
+the second launch but what the other processes send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import scratch
+from .case import Case, fixed
+from .configs import Config, Work
+from .cutting import cut_keywords, cut_plan
+from .kernels import backward_kernel, forward_kernel
+from .launch import Plan, Strides, UnfitError, dense, walkable_beside
+from .plan import State, work_of
+from .plans import Pass
+
+Arrived = Callable[[], None]
+Result = TypeVar("Result")
+
+
+def moments(case: Case, x: Tensor) -> Tensor:
+    """This process's moments (3 C + 1), as kernels/ranks.py has them."""
+
+    def launch(plan: Plan) -> Tensor:
+        partials, counts = plan.exchange(x)
+        plan.run(
+            case.place, x, None, None, None, None, None, None, None, None, None, None, partials, counts,
+            0.0, case.eps, case.slope,
+        )  # fmt: skip
+        return partials[-size_of_moments(case) :]
+
+    return with_plan(case, launch, Moments)
+
+
+def normalize(
+    case: Case,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    state: State,
+    keeps_signs: bool,
+    gathered: Tensor,
+    arrived: Arrived,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What plan.training_forward returns, by the moments (ranks, 3 C + 1) of all processes."""
+    y, statistics = torch.empty_like(x), torch.empty_like(case.statistics)
+    *running, num_batches_tracked, momentum = state
+    if residual is not None:
+        residual = case.beside(x, residual, case.like)
+    weight, bias, mean, var = map(dense, (weight, bias, *running))
+    is_tensor = isinstance(momentum, Tensor)
+    average_factor, number = (dense(momentum), 0.0) if is_tensor else (None, float(momentum or 0))
+
+    def launch(plan: Plan) -> Tensor | None:
+        signs = plan.signs(x) if keeps_signs else None
+        counts = plan.exchange(x)[1] if plan.counted else None
+        arrived()
+        plan.run(
+            case.place, x, y, residual, weight, bias, mean, var, average_factor, num_batches_tracked,
+            statistics, signs, gathered, counts, number, case.eps, case.slope,
+        )  # fmt: skip
+        return signs
+
+    lies = None if residual is None else residual.stride()
+    signs = with_plan(case, launch, Normalize, gathered.shape[0], lies, keeps_signs)
+    for original, updated in zip(running, (mean, var), strict=True):
+        if original is not updated:
+            original.copy_(updated)
+    return y, statistics, signs
+
+
+def sums(
+    case: Case,
+    x: Tensor,
+    dy: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    residual: Tensor | None,
+    signs: Tensor | None,
+    dresidual: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+) -> Tensor:
+    """This process's sums (2 C + 1), as kernels/ranks.py has them; its own part of those gradients that are given."""
+
+    def launch(plan: Plan) -> Tensor:
+        partials, counts = plan.exchange(x)
+        plan.run(
+            case.place, x, dy, None, dresidual, residual, signs, weight, bias, statistics, dweight, dbias,
+            partials, counts, case.slope,
+        )  # fmt: skip
+        return partials[-size_of_sums(case) :]
+
+    given = signs is not None, dresidual is not None, dweight is not None, dbias is not None
+    return with_plan(case, launch, Sums, dy.stride(), None if residual is None else residual.stride(), *given)
+
+
+def gradients(
+    case: Case,
+    x: Tensor,
+    dy: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    residual: Tensor | None,
+    signs: Tensor | None,
+    added: Tensor,
+    arrived: Arrived,
+) -> Tensor:
+    """dx like x, by the sums (2 C + 1) of all processes."""
+    dx = torch.empty_like(x)
+
+    def launch(plan: Plan) -> None:
+        arrived()
+        plan.run(
+            case.place, x, dy, dx, None, residual, signs, weight, bias, statistics, None, None,
+            added, None, case.slope,
+        )  # fmt: skip
+
+    lies = None if residual is None else residual.stride()
+    with_plan(case, launch, Gradients, dy.stride(), lies, signs is not None)
+    return dx
+
+
+def upstream(
+    case: Case, x: Tensor, dy: Tensor, residual: Tensor | None, signs: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """dy and residual as sums and gradients can walk them beside x."""
+    dy = walkable_beside(x, case.axis, dy)
+    if signs is not None and case.form(dy.stride()) != case.form():
+        dy = torch.empty_like(x).copy_(dy)
+    return dy, case.beside(x, residual, dy.stride())
+
+
+def size_of_moments(case: Case) -> int:
+    """How many numbers a process sends in the forward pass."""
+    return 3 * case.channels + 1
+
+
+def size_of_sums(case: Case) -> int:
+    """How many numbers a process sends in the backward pass."""
+    return 2 * case.channels + 1
+
+
+def with_plan(case: Case, launch: Callable[[Plan], Result], kind: Pass, *key: Any) -> Result:
+    """launch(plan) of a pass, by another plan if one turns out not to run."""
+    try:
+        return launch(case.plan(kind, *key))
+    except UnfitError as raised:
+        failure = raised
+    with case.without(failure, kind, *key):
+        return with_plan(case, launch, kind, *key)
+
+
+class Moments:
+    """The first half of a training forward pass."""
+
+    @staticmethod
+    def work(case: Case) -> Work:
+        """What a config is chosen for."""
+        return work_of(case, "moments", None, case.x, case.x)
+
+    @staticmethod
+    def plan(case: Case, work: Work, config: Config) -> Plan:
+        """The launch, cut so."""
+        keywords = forward_keywords(case, work, config) | {"RANKS": 1}
+        phases = [{"PHASE": "statistics"}]
+        return cut_plan(forward_kernel, work, config, keywords, phases, sends=size_of_moments(case))
+
+    @staticmethod
+    def trial(case: Case) -> Callable[[Plan], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+        x = scratch.like(case, case.x)
+
+        def run(plan: Plan) -> None:
+            moments(fixed(case, plan), x)
+
+        return run
+
+
+class Normalize:
+    """The second half, of so many processes."""
+
+    @staticmethod
+    def work(case: Case, ranks: int, residual: Strides | None, keeps_signs: bool) -> Work:
+        """What a config is chosen for."""
+        return work_of(case, "normalize", residual, case.x, case.like, writes_signs=keeps_signs)
+
+    @staticmethod
+    def plan(case: Case, work: Work, config: Config, ranks: int, residual: Strides | None, keeps_signs: bool) -> Plan:
+        """The launch, cut so."""
+        keywords = forward_keywords(case, work, config) | {"RANKS": ranks}
+        phases = [{"PHASE": "normalize"}]
+        counts = case.cumulative
+        return cut_plan(forward_kernel, work, config, keywords, phases, exchanges=False, always_counts=counts)
+
+    @staticmethod
+    def trial(case: Case, ranks: int, residual: Strides | None, keeps_signs: bool) -> Callable[[Plan], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+        x, beside = scratch.like(case, case.x), scratch.like(case, residual)
+        mean, var, weight, bias, counter = scratch.vectors(case)
+        state = mean, var, counter, None if case.cumulative else 0.1
+        gathered = torch.ones((ranks, size_of_moments(case)), dtype=case.statistics.dtype, device=case.place)
+
+        def run(plan: Plan) -> None:
+            normalize(fixed(case, plan), x, weight, bias, beside, state, keeps_signs, gathered, nothing)
+
+        return run
+
+
+class Sums:
+    """The first half of a backward pass."""
+
+    @staticmethod
+    def work(
+        case: Case, dy: Strides, residual: Strides | None, signs: bool, dresidual: bool, dweight: bool, dbias: bool
+    ) -> Work:
+        """What a config is chosen for."""
+        strides = case.x, dy, case.like
+        return work_of(case, "sums", residual, *strides, reads_signs=signs, writes_dresidual=dresidual)
+
+    @staticmethod
+    def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
+        """The launch, cut so."""
+        keywords = backward_keywords(case, work, config)
+        return cut_plan(backward_kernel, work, config, keywords, [{"PHASE": "sums"}], sends=size_of_sums(case))
+
+    @staticmethod
+    def trial(
+        case: Case, dy: Strides, residual: Strides | None, signs: bool, dresidual: bool, dweight: bool, dbias: bool
+    ) -> Callable[[Plan], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+        x, gradient, statistics, weight, shift = backward_scratch(case, dy, signs)
+        beside, dresidual_of = (scratch.like(case, each) for each in (residual, case.like if dresidual else None))
+        dweight_of = torch.empty_like(weight) if dweight else None
+        dbias_of = case.empty_vector(case.bias_dtype) if dbias else None
+
+        def run(plan: Plan) -> None:
+            bits = plan.signs(x) if signs else None
+            given = weight, shift, statistics, beside, bits
+            sums(fixed(case, plan), x, gradient, *given, dresidual_of, dweight_of, dbias_of)
+
+        return run
+
+
+class Gradients:
+    """The second half."""
+
+    @staticmethod
+    def work(case: Case, dy: Strides, residual: Strides | None, signs: bool) -> Work:
+        """What a config is chosen for."""
+        return work_of(case, "gradients", residual, case.x, dy, case.like, reads_signs=signs)
+
+    @staticmethod
+    def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
+        """The launch, cut so."""
+        keywords = backward_keywords(case, work, config)
+        return cut_plan(backward_kernel, work, config, keywords, [{"PHASE": "gradients"}], exchanges=False)
+
+    @staticmethod
+    def trial(case: Case, dy: Strides, residual: Strides | None, signs: bool) -> Callable[[Plan], None]:
+        """What runs a plan once, on tensors that nobody else holds."""
+        x, gradient, statistics, weight, shift = backward_scratch(case, dy, signs)
+        beside, added = scratch.like(case, residual), statistics.new_ones(size_of_sums(case))
+
+        def run(plan: Plan) -> None:
+            bits = plan.signs(x) if signs else None
+            gradients(fixed(case, plan), x, gradient, weight, shift, statistics, beside, bits, added, nothing)
+
+        return run
+
+
+def forward_keywords(case: Case, work: Work, config: Config) -> dict[str, Any]:
+    """The constexprs and launch options of both halves."""
+    keywords = cut_keywords(work, config, case)
+    return keywords | {"CORRECTION": case.correction, "CUMULATIVE": case.cumulative, "STAGES": config.stages}
+
+
+def backward_keywords(case: Case, work: Work, config: Config) -> dict[str, Any]:
+    """The constexprs and launch options of both halves."""
+    return cut_keywords(work, config, case) | {"TRAINING": True, "RANKS": 1, "STAGES": config.stages}
+
+
+def backward_scratch(case: Case, dy: Strides, signs: bool) -> tuple[Tensor | None, ...]:
+    """x, dy, statistics, weight and, where the activation's derivative takes it, bias."""
+    _, _, weight, bias, _ = scratch.vectors(case)
+    x, gradient = scratch.like(case, case.x), scratch.like(case, dy)
+    return x, gradient, torch.ones_like(case.statistics), weight, None if signs or case.activation is None else bias
+
+
+def nothing() -> None:
+    """Nobody else sends anything."""
