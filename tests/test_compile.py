@@ -456,8 +456,9 @@ EXPORT = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is 
 @EXPORT
 @pytest.mark.backend_choice
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_of_evaluation(strict):
-    model = block().eval()
+@pytest.mark.parametrize("turn", [tritonbn.convert, tritonbn.convert_sync])
+def test_export_of_evaluation(turn, strict):
+    model = turn(block()).eval()
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},), strict=strict)
     assert not [node for node in program.graph.nodes if "tritonbn" in str(node.target)]

@@ -44,6 +44,8 @@ class Layer:
     sizes: tuple[int, ...] = (2, 1, 2, 1)
     shape: tuple[int, ...] = (2, 3, 2)
     dtype: torch.dtype = torch.float64
+    parameters: torch.dtype | None = None
+    """Their dtype, if not the input's."""
     options: dict[str, Any] = field(default_factory=dict)
     residual: bool = False
     memory_format: torch.memory_format = torch.contiguous_format
@@ -73,6 +75,7 @@ LAYERS = {
     ),
     "float32": Layer((2, 3, 1, 4), dtype=torch.float32),
     "float32, by ATen": Layer((2, 3, 1, 4), dtype=torch.float32, backend="aten"),
+    "bfloat16": Layer((2, 3, 1, 4), dtype=torch.bfloat16, parameters=torch.float32, among=(3,)),
     "compiled": Layer((2, 3, 1, 4), among=(3,), options={"activation": "relu"}, residual=True, compiled=True),
     "compiled, cumulative": Layer(among=(2,), options={"momentum": None}, compiled=True),
     "compiled, by ATen": Layer(among=(2,), options={"activation": "silu"}, compiled=True, backend="aten"),
@@ -98,7 +101,8 @@ def step(call, parameters, x, residual, dy):
 
 def shared(layer, rank, group):
     """What one process of a group sees."""
-    module = varied(tritonbn.SyncBatchNorm(layer.shape[0], process_group=group, **layer.options)).to(layer.dtype)
+    module = varied(tritonbn.SyncBatchNorm(layer.shape[0], process_group=group, **layer.options))
+    module = module.to(layer.parameters or layer.dtype)
     call = torch.compile(module, backend="aot_eager", fullgraph=True) if layer.compiled else module
     steps = []
     with tritonbn.backend(layer.backend), counted() as calls:
@@ -112,7 +116,7 @@ def alone(layer, among):
     """The same in float64 by one process that has the whole batch."""
     options = dict(layer.options)
     activation, slope = options.pop("activation", None), options.pop("negative_slope", 0.01)
-    module = varied(Norm(layer.shape[0], **options)).to(layer.dtype).double()
+    module = varied(Norm(layer.shape[0], **options)).to(layer.parameters or layer.dtype).double()
 
     def call(x, residual):
         return aten.activate(module(x) if residual is None else module(x) + residual, activation, slope)
@@ -165,7 +169,7 @@ def training(rank, directory):
             if rank < among in layer.among:
                 seen[name, among] = shared(layer, rank, group)
     seen["model"] = model_of_all(rank)
-    seen["evaluation"] = evaluation(rank)
+    seen["evaluation"], seen["refused"] = evaluation(rank), refused(rank)
     torch.save(seen, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -192,6 +196,20 @@ def evaluation(rank):
         without_gradients = dict(calls)
         module.eval()(x)
     return without_gradients, calls
+
+
+def refused(rank):
+    """What is said of second derivatives and of torch.func, which torch's has not either; before anything is sent."""
+    module, x = tritonbn.SyncBatchNorm(2).double(), part(LAYERS["images"], rank, 0).requires_grad_()
+    (dx,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+    errors = []
+    with counted() as calls:
+        for call in (lambda: dx.sum().backward(), lambda: torch.func.grad(lambda x: module(x).sum())(x)):
+            try:
+                call()
+            except RuntimeError as error:
+                errors.append(str(error))
+    return errors, calls
 
 
 def run(function, directory, processes, *args):
@@ -233,10 +251,10 @@ def test_as_one_process_with_the_whole_batch(seen, name, among):
         for key, expected in theirs.items():
             found = [each[key].double() for each in ours]
             found = sum(found) if key in ("dweight", "dbias") else torch.cat(found)
-            assert_close(found, expected, layer.dtype)
+            assert_close(found, expected, ours[0][key].dtype)
     for rank, each in enumerate(mine):
         for ours, theirs in zip(each["buffers"], whole["buffers"], strict=True):
-            assert_close(ours.double(), theirs.double(), layer.dtype)
+            assert_close(ours.double(), theirs.double(), layer.parameters or layer.dtype)
         by_kernels = layer.backend == "triton" and layer.sizes[rank] > 0
         exchanges = among > 1
         launches = (4 if exchanges else 2) if by_kernels else 0
@@ -246,7 +264,8 @@ def test_as_one_process_with_the_whole_batch(seen, name, among):
 
 
 def assert_close(found, expected, dtype):
-    bound = UNITS * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item())
+    units = 4 if dtype is torch.bfloat16 else UNITS
+    bound = units * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item())
     torch.testing.assert_close(found, expected, rtol=0, atol=bound)
 
 
@@ -274,6 +293,14 @@ def test_nothing_is_exchanged_in_evaluation(seen):
         without_gradients, calls = each["evaluation"]
         assert without_gradients == {"run": 2, ALL_GATHER: 1, "all_reduce": 0}
         assert calls == {**without_gradients, "run": 3}
+
+
+def test_second_derivatives_and_transforms_are_refused(seen):
+    for each in seen:
+        (second, transformed), calls = each["refused"]
+        assert "once_differentiable" in second
+        assert "torch.func" in transformed or "functorch" in transformed
+        assert not any(calls.values())
 
 
 def failing(rank, directory, how):

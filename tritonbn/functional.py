@@ -429,7 +429,7 @@ def check_batch(
     eps: float,
     axis: int,
     correction: int,
-    is_shared: bool,
+    is_shared: bool = False,
 ) -> None:
     """Raise what torch.nn.functional.batch_norm raises, before anything is computed or changed."""
     check_input("batch_norm", input)

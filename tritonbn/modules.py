@@ -20,8 +20,8 @@ class _KernelBatchNorm(_BatchNorm):
     negative_slope: float = 0.01
     ranks: tuple[int, ...] = ()
     """The numbers of axes with which an input needs no closer look."""
-    function: Callable[..., Tensor] | None = None
-    """What is called in batch_norm's place, as a method."""
+    function: Callable[..., Tensor] = staticmethod(batch_norm)
+    """What computes; methods of subclasses do more."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class _KernelBatchNorm(_BatchNorm):
             mean = var = None
         if not (training and tracks):
             counter = None
-        return (self.function or batch_norm)(
+        return self.function(
             input,
             mean,
             var,
