@@ -466,6 +466,17 @@ def test_export_of_evaluation(turn, strict):
 
 
 @EXPORT
+@pytest.mark.backend_choice
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_export_of_keras_layers(mode):
+    layer = keras(mode, -1).to(DEVICE).double().eval()
+    batch, x = torch.export.Dim("batch", min=2), random((4, 3, 5, 6), torch.float64)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},), strict=False)
+    other = random((7, 3, 5, 6), torch.float64)
+    torch.testing.assert_close(program.module()(other), layer(other), **TOLERANCE)
+
+
+@EXPORT
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_of_training(strict):
     module = tritonbn.BatchNorm2d(6).to(DEVICE).double()

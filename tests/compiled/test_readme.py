@@ -23,6 +23,14 @@ def test_example(example):
     assert done.stdout
 
 
+def test_every_test_that_is_named_exists():
+    tests = Path(__file__).parents[1]
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", README.read_text())
+    assert len(named) > 20
+    missing = [pair for pair in named if f"def {pair[1]}(" not in (tests / pair[0]).read_text()]
+    assert not missing
+
+
 def test_the_modelled_table_is_what_its_command_prints():
     command = "tune --model-only --target h100 --suite convnext --mode forward backward"
     done = subprocess.run(
