@@ -1,7 +1,7 @@
 """Batch norm over the processes that share a batch: one all_gather forward, one all_reduce backward.
 
-As torch.nn.SyncBatchNorm, but mean, M2 and count are merged by Chan's rule in the order of the ranks, so that every
-process has the same statistics, and both passes are two launches each, whatever follows the normalization.
+As torch.nn.SyncBatchNorm, but mean, variance and count are merged by Chan's rule in a fixed order, and both passes are
+two launches each, whatever follows the normalization. Processes whose work is cut in the same way have the same bits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import synced_aten, synced_plan
 from .autograd import as_allocated, require_savable
@@ -27,11 +26,16 @@ ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all
 
 def sharing(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """The group if it is one of several processes, this one among them; TypeError if it is none at all."""
-    if group is None or group is dist.GroupMember.NON_GROUP_MEMBER:
+    if group is None or group == dist.GroupMember.NON_GROUP_MEMBER:
         return None
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"batch_norm: expected process_group to be a ProcessGroup or None, got {type(group).__name__}")
-    return group if dist.get_world_size(group) > 1 else None
+    return group if size_of(group) > 1 else None
+
+
+def size_of(group: dist.ProcessGroup) -> int:
+    """How many processes it has."""
+    return dist.get_world_size(group)
 
 
 def batch_norm(
@@ -44,7 +48,9 @@ def batch_norm(
     group: dist.ProcessGroup,
 ) -> Tensor:
     """y, attached to the autograd graph where a gradient can be asked for."""
-    return Synchronized.apply(x, weight, bias, residual, case, state, group)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+        return Synchronized.apply(x, weight, bias, residual, case, state, group)
+    return forward(case, x, weight, bias, residual, state, group, keeps_signs=False)[0]
 
 
 class Synchronized(torch.autograd.Function):
@@ -62,10 +68,8 @@ class Synchronized(torch.autograd.Function):
         group: dist.ProcessGroup,
     ) -> Tensor:
         """One exchange between two launches."""
-        is_differentiated = any(ctx.needs_input_grad)
-        keeps_signs = is_differentiated and residual is not None and case.activation in ("relu", "leaky_relu")
-        if is_differentiated:
-            require_savable(x, weight, *(() if case.activation is None or keeps_signs else (bias, residual)))
+        keeps_signs = residual is not None and case.activation in ("relu", "leaky_relu")
+        require_savable(x, weight, *(() if case.activation is None or keeps_signs else (bias, residual)))
         y, statistics, signs = forward(case, x, weight, bias, residual, state, group, keeps_signs)
         recomputed = (bias, residual) if case.activation is not None and signs is None else (None, None)
         ctx.save_for_backward(x, weight, statistics, signs, *recomputed)
@@ -73,9 +77,10 @@ class Synchronized(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """The same again, unless dx is not wanted: dweight, dbias and dresidual are each process's own."""
+        if torch.is_grad_enabled():  # once_differentiable would let those through that do not depend on dy
+            raise RuntimeError("SyncBatchNorm has no second derivatives: expected a backward pass without create_graph")
         x, weight, statistics, signs, bias, residual = ctx.saved_tensors
         given = x, weight, bias, as_allocated(statistics), residual, None if signs is None else as_allocated(signs)
         found = backward(ctx.case, dy, *given, ctx.group, ctx.needs_input_grad[:4])
@@ -99,7 +104,7 @@ def forward(
     passes = passes_of(case)
     moments = passes.moments(case, x)
     size = moments.numel()
-    gathered = moments.new_empty(dist.get_world_size(group) * size)
+    gathered = moments.new_empty(size_of(group) * size)
     arrived = begin(getattr(dist, ALL_GATHER), gathered, moments, group=group)
     return passes.normalize(case, x, weight, bias, residual, state, keeps_signs, gathered.view(-1, size), arrived)
 

@@ -86,7 +86,7 @@ def batch_norm(
         RuntimeError: no such axis; a vector or residual of the wrong size, dtype, layout or device; evaluation without
             running buffers; a tensor of inference mode that the backward pass would need.
 
-    Every error is raised before a buffer is touched, the process group's own included.
+    Every error is raised before a buffer is touched.
     """
     if process_group is not None and training and (group := distributed.sharing(process_group)) is not None:
         return synchronized(
@@ -282,7 +282,8 @@ def for_operators(given: Arguments) -> tuple[tuple[Any, ...], tuple[Any, ...], t
 
 def synchronized(given: Arguments, group: ProcessGroup) -> Tensor:
     """The same of a batch that several processes share."""
-    given = given.plain()
+    if not is_compiling():  # where numbers may stand for others
+        given = given.plain()
     check(given, is_shared=True)
     x, counter, momentum = given.input, given.num_batches_tracked, given.momentum
     counts_elsewhere = counter is not None and counter.device != x.device
@@ -298,10 +299,11 @@ def synchronized(given: Arguments, group: ProcessGroup) -> Tensor:
 
 
 def traced_together(given: Arguments, group: ProcessGroup) -> Tensor:
-    """As an operator that exchanges moments itself."""
+    """As operators, with torch's collectives between them."""
     tensors, state, how = for_operators(given)
     kernels = traces_kernels(given.input, True)
-    return torch.ops.tritonbn.synced_training(*tensors, *state, *how, group.group_name, kernels)[0]
+    ranks = distributed.size_of(group)
+    return torch.ops.tritonbn.synced_training(*tensors, *state, *how, group.group_name, ranks, kernels)[0]
 
 
 def computed_together(given: Arguments, group: ProcessGroup) -> Tensor:

@@ -122,8 +122,9 @@ class SyncBatchNorm(_KernelBatchNorm):
     weight and bias are of each process's own batch, for DistributedDataParallel to average. Without torch.distributed,
     with one process, and in evaluation it is the BatchNorm of its input.
 
-    A process that fails, or is late by more than the group's timeout, gives the others torch.distributed's error; no
-    running buffer is changed by that call. There are no second derivatives.
+    A process that fails, or is late by more than the group's timeout, gives the others torch.distributed's error; where
+    the host waits for it, as with gloo, no buffer is changed by that call. There are no second derivatives. A graph of
+    torch.compile is synchronized if torch.distributed was initialized when it was made.
     """
 
     ranks = (2, 3, 4, 5)

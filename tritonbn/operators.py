@@ -28,13 +28,12 @@ STATE = (
     "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor? average_factor, "
     "bool cumulative"
 )
-GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
 SCHEMAS = {
     "training": f"({TENSORS}, {STATE}, {HOW}) -> (Tensor y, Tensor statistics)",
     "inference": f"({TENSORS}, Tensor running_mean, Tensor running_var, {HOW}) -> (Tensor y, Tensor statistics)",
     "backward": (
         f"(Tensor dy, {TENSORS}, Tensor statistics, bool training, ScalarType? bias_dtype, bool[4] wanted, {HOW}) "
-        f"-> {GRADIENTS}"
+        "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
     ),
 }
 """y, dx and dresidual lie like x; statistics are mean and invstd, (2, C). A gradient that is not wanted is empty.

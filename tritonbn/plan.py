@@ -317,5 +317,5 @@ def epilogue_of(mode: Mode, activation: str | None, has_residual: bool) -> Epilo
     """How much a launch has to do beside the affine map, or beside its gradient."""
     if activation == "silu":
         return "value"
-    beside = has_residual if mode in ("forward", "inference") else activation is not None
+    beside = has_residual if mode in ("forward", "inference", "normalize") else activation is not None
     return "sign" if beside else "none"

@@ -23,18 +23,18 @@ def moments(case: Case, x: Tensor) -> Tensor:
     deviation = values - centre[:, None]
     offset = deviation.mean(1)
     variance = (deviation - offset[:, None]).square().mean(1)
-    return torch.cat((centre, offset, variance, values.new_tensor([count])))
+    return torch.cat((centre, offset, variance, values.new_full((1,), count)))
 
 
 def merge(gathered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance (C,) and number of values a channel of moments (ranks, 3 C + 1), by Chan's rule."""
     centre, offset, variance, values = gathered.tensor_split([n * (gathered.shape[1] // 3) for n in (1, 2, 3)], 1)
     share, some = values / values.sum().clamp(min=1), values > 0
-    reference = centre[values.argmax()]
+    reference = centre.index_select(0, values.argmax().view(1))  # which the host need not know
     delta = torch.where(some, centre - reference + offset, 0.0)
     mean = (delta * share).sum(0)
     variance = torch.where(some, variance + (delta - mean).square(), 0.0)
-    return reference + mean, (variance * share).sum(0), values.sum()
+    return reference[0] + mean, (variance * share).sum(0), values.sum()
 
 
 def normalize(
@@ -62,6 +62,8 @@ def update(case: Case, state: State, mean: Tensor, variance: Tensor, some: Tenso
     running_mean, running_var, num_batches_tracked, momentum = state
     if case.cumulative:
         momentum = 1.0 / (num_batches_tracked + 1).to(mean.dtype)
+    if isinstance(momentum, Tensor):
+        momentum = momentum.reshape(())
     for running, batch in ((running_mean, mean), (running_var, variance)):
         if running is not None:
             old = running.to(batch.dtype)
@@ -91,7 +93,7 @@ def sums(
     for gradient, value in ((dresidual, dz), (dweight, sum_dz_x * invstd), (dbias, sum_dz)):
         if gradient is not None:
             gradient.copy_(value)
-    return torch.cat((sum_dz, sum_dz_x, rows.new_tensor([rows.shape[1]])))
+    return torch.cat((sum_dz, sum_dz_x, rows.new_full((1,), rows.shape[1])))
 
 
 def gradients(
@@ -136,9 +138,12 @@ def gradient_of_z(
     dy = dy.to(statistics.dtype)
     if case.activation is None:
         return dy
-    with torch.enable_grad():
-        z = affine(case, x, weight, bias, residual, statistics).detach().requires_grad_()
-        return torch.autograd.grad(aten.activate(z, case.activation, case.slope), z, dy)[0]
+    z = affine(case, x, weight, bias, residual, statistics)
+    if case.activation == "silu":
+        return torch.ops.aten.silu_backward(dy, z)
+    if case.activation == "relu":
+        return torch.ops.aten.threshold_backward(dy, z, 0)
+    return torch.ops.aten.leaky_relu_backward(dy, z, case.slope, False)
 
 
 def affine(

@@ -1,6 +1,6 @@
-"""The passes of a batch that several processes share as operators of torch.library, which exchange by themselves.
+"""The passes of a batch that several processes share as operators of torch.library, with torch's collectives between.
 
-A graph that holds them is for a process group of the same name in every process, as functional collectives are.
+The compiler sees what is exchanged, and keeps the order of collectives: it has to be the same in every process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -17,15 +16,13 @@ from . import distributed
 from .autograd import as_allocated
 from .case import Case
 from .functional import known_case
-from .launch import walkable
+from .launch import statistics_dtype, walkable
 from .operators import (
-    GRADIENTS,
     HOW,
     LIBRARY,
     STATE,
     TENSORS,
     arguments,
-    fake_backward,
     fake_forward,
     like,
     register,
@@ -33,14 +30,22 @@ from .operators import (
     weight_of_batch,
 )
 from .plan import State
+from .synced_plan import nothing
 
-TOGETHER = "str group, bool kernels"
-"""The name of the process group, and who computes."""
+HOW_MUCH = "str group, int ranks, bool kernels"
+"""The process group's name, how many processes it has, and who computes."""
 
 NOBODY: State = (None, None, None, None)
 
 
-def training(
+def moments(x: Tensor, momentum: float, *how: Any) -> Tensor:
+    """What this process sends in the forward pass, (3 C + 1)."""
+    *rest, kernels = how
+    case, read = case_of(x, None, None, None, NOBODY, rest, kernels)
+    return distributed.passes_of(case).moments(case, read).clone()  # where compiled kernels expect tensors to begin
+
+
+def normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -50,18 +55,20 @@ def training(
     num_batches_tracked: Tensor | None,
     average_factor: Tensor | None,
     cumulative: bool,
+    gathered: Tensor,
     momentum: float,
     *how: Any,
 ) -> tuple[Tensor, Tensor]:
-    """A training step's forward pass, running buffers and counter updated in place."""
-    *rest, name, kernels = how
+    """y and statistics by the moments of all; running buffers and counter updated in place."""
+    *rest, kernels = how
     state = running_mean, running_var, num_batches_tracked, weight_of_batch(average_factor, cumulative, momentum)
     case, read = case_of(x, weight, bias, residual, state, rest, kernels)
-    y, statistics, _ = distributed.forward(case, read, weight, bias, residual, state, named(name), keeps_signs=False)
+    given = read, weight, bias, residual, state, False, gathered, nothing
+    y, statistics, _ = distributed.passes_of(case).normalize(case, *given)
     return like(x, y), statistics
 
 
-def backward(
+def sums(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -73,17 +80,49 @@ def backward(
     momentum: float,
     *how: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients; bias and residual are given where an activation's derivative depends on them."""
-    *rest, name, kernels = how
-    shift = x.new_empty(x.shape[rest[1]], dtype=bias_dtype) if bias is None and bias_dtype is not None else bias
-    case, read = case_of(x, weight, shift, residual, NOBODY, rest, kernels)
-    given = read, weight, bias, as_allocated(statistics), residual, None
-    found = distributed.backward(case, dy, *given, named(name), tuple(wanted))
-    dx, dweight, dbias, dresidual = (
-        empty if each is None else each
-        for each, empty in zip(found, room_for_gradients(x, weight, bias_dtype, [False] * 4, rest[1]), strict=True)
-    )
-    return like(x, dx) if wanted[0] else dx, dweight, dbias, like(x, dresidual) if wanted[3] else dresidual
+    """What this process sends in the backward pass, (2 C + 1), dweight, dbias and dresidual, empty if not wanted."""
+    *rest, kernels = how
+    found = room_for_gradients(x, weight, bias_dtype, wanted, rest[1])
+    dweight, dbias, dresidual = (each if wants else None for each, wants in zip(found[1:], wanted[1:], strict=True))
+    case, given = backward_of(dy, x, weight, bias, residual, statistics, bias_dtype, rest, kernels)
+    sent = distributed.passes_of(case).sums(case, *given, dresidual, dweight, dbias)
+    return sent.clone(), *found[1:]
+
+
+def gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor,
+    bias_dtype: torch.dtype | None,
+    added: Tensor,
+    momentum: float,
+    *how: Any,
+) -> Tensor:
+    """dx by the sums of all."""
+    *rest, kernels = how
+    case, given = backward_of(dy, x, weight, bias, residual, statistics, bias_dtype, rest, kernels)
+    return like(x, distributed.passes_of(case).gradients(case, *given, added, nothing))
+
+
+def backward_of(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor,
+    bias_dtype: torch.dtype | None,
+    how: Sequence[Any],
+    kernels: bool,
+) -> tuple[Case, tuple[Any, ...]]:
+    """The case, and what both halves take; bias is given where an activation's derivative depends on it."""
+    shift = x.new_empty(x.shape[how[1]], dtype=bias_dtype) if bias is None and bias_dtype is not None else bias
+    case, read = case_of(x, weight, shift, residual, NOBODY, how, kernels)
+    upstream, residual = distributed.passes_of(case).upstream(case, read, dy, residual, None)
+    return case, (read, upstream, weight, bias, as_allocated(statistics), residual, None)
 
 
 def case_of(
@@ -101,11 +140,6 @@ def case_of(
     return known_case(arguments(read, weight, bias, residual, state, True, *how), kernels), read
 
 
-def named(name: str) -> dist.ProcessGroup:
-    """The process group of this name."""
-    return dist.distributed_c10d._resolve_process_group(name)
-
-
 class Differentiable(torch.autograd.Function):
     """Saves what distributed.Synchronized does, but no signs."""
 
@@ -113,10 +147,11 @@ class Differentiable(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *others: Any
     ) -> tuple[Tensor, Tensor]:
-        """The operator below autograd."""
+        """Below autograd."""
         with torch._C._AutoDispatchBelowAutograd():
-            y, statistics = torch.ops.tritonbn.synced_training(x, weight, bias, residual, *others)
-        ctx.how, ctx.bias_dtype = others[-8:], None if bias is None else bias.dtype
+            y, statistics = training(x, weight, bias, residual, *others)
+        *_, ctx.group, ctx.ranks, kernels = others
+        ctx.how, ctx.bias_dtype = (*others[-9:-3], kernels), None if bias is None else bias.dtype
         recomputed = (None, None) if ctx.how[4] is None else (bias, residual)
         ctx.save_for_backward(x, weight, statistics, *recomputed)
         ctx.mark_non_differentiable(statistics)
@@ -125,43 +160,80 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """By the operator, unless all that is wanted is the residual's, which then is dy."""
+        """By the operators, unless all that is wanted is the residual's, which then is dy."""
         x, weight, statistics, bias, residual = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:4])
         passes_on = wanted[3] and ctx.how[4] is None
         asked = [*wanted[:3], wanted[3] and not passes_on]
-        found: Sequence[Tensor | None] = [None] * 4
+        found: list[Tensor | None] = [None] * 4
         if any(asked):
-            found = torch.ops.tritonbn.synced_backward(
-                dy, x, weight, bias, residual, statistics, ctx.bias_dtype, asked, *ctx.how
-            )
+            given = dy, x, weight, bias, residual, statistics, ctx.bias_dtype
+            added, *found[1:] = torch.ops.tritonbn.synced_sums(*given, asked, *ctx.how)
+            if asked[0]:
+                collectives = torch.ops._c10d_functional
+                added = collectives.wait_tensor(collectives.all_reduce(added, "sum", ctx.group))
+                found[0] = torch.ops.tritonbn.synced_gradients(*given, added, *ctx.how)
         gradients = [each if wants else None for each, wants in zip(found, asked, strict=True)]
         if passes_on:
             gradients[3] = dy
         return *gradients, *[None] * (len(ctx.needs_input_grad) - 4)
 
 
+def training(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *others: Any
+) -> tuple[Tensor, Tensor]:
+    """A training step's forward pass: both halves, and the exchange between them."""
+    *state_and_how, group, ranks, kernels = others
+    state, how = state_and_how[:5], (*state_and_how[5:], kernels)
+    sent, collectives = torch.ops.tritonbn.synced_moments(x, *how), torch.ops._c10d_functional
+    gathered = collectives.wait_tensor(collectives.all_gather_into_tensor(sent, ranks, group)).view(ranks, -1)
+    return torch.ops.tritonbn.synced_normalize(x, weight, bias, residual, *state, gathered, *how)
+
+
+def fake_moments(x: Tensor, *how: Any) -> Tensor:
+    """What moments returns, without contents."""
+    return x.new_empty(3 * x.shape[how[2]] + 1, dtype=statistics_dtype(x.dtype))
+
+
+def fake_sums(dy: Tensor, x: Tensor, weight: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What sums returns, without contents."""
+    bias_dtype, wanted, _, _, axis = others[-9:-4]
+    _, *found = room_for_gradients(x, weight, bias_dtype, wanted, axis)
+    return x.new_empty(2 * x.shape[axis] + 1, dtype=statistics_dtype(x.dtype)), *found
+
+
+def fake_normalize(*given: Any) -> tuple[Tensor, Tensor]:
+    """What normalize returns, without contents."""
+    return fake_forward(*given[:-1])
+
+
 def fake_training(*given: Any) -> tuple[Tensor, Tensor]:
     """What training returns, without contents."""
-    return fake_forward(*given[:-2])
+    return fake_forward(*given[:-3])
 
 
-def fake_gradients(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What backward returns, without contents."""
-    return fake_backward(*given[:-2])
+def fake_gradients(dy: Tensor, x: Tensor, *others: Any) -> Tensor:
+    """What gradients returns, without contents."""
+    return torch.empty_like(x)
 
 
+GIVEN = f"Tensor dy, {TENSORS}, Tensor statistics, ScalarType? bias_dtype"
+HOW_LOCALLY = f"{HOW}, bool kernels"
+FORWARD = "(Tensor y, Tensor statistics)"
+
+register("synced_moments", f"(Tensor x, {HOW_LOCALLY}) -> Tensor", moments, fake_moments)
 register(
-    "synced_training",
-    f"({TENSORS}, {STATE}, {HOW}, {TOGETHER}) -> (Tensor y, Tensor statistics)",
-    training,
-    fake_training,
+    "synced_normalize",
+    f"({TENSORS}, {STATE}, Tensor gathered, {HOW_LOCALLY}) -> {FORWARD}",
+    normalize,
+    fake_normalize,
 )
 register(
-    "synced_backward",
-    f"(Tensor dy, {TENSORS}, Tensor statistics, ScalarType? bias_dtype, bool[4] wanted, {HOW}, {TOGETHER}) "
-    f"-> {GRADIENTS}",
-    backward,
-    fake_gradients,
+    "synced_sums",
+    f"({GIVEN}, bool[4] wanted, {HOW_LOCALLY}) -> (Tensor sums, Tensor dweight, Tensor dbias, Tensor dresidual)",
+    sums,
+    fake_sums,
 )
+register("synced_gradients", f"({GIVEN}, Tensor added, {HOW_LOCALLY}) -> Tensor", gradients, fake_gradients)
+register("synced_training", f"({TENSORS}, {STATE}, {HOW}, {HOW_MUCH}) -> {FORWARD}", training, fake_training)
 LIBRARY.impl("synced_training", Differentiable.apply, "Autograd")
