@@ -16,6 +16,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 import tritonbn
 from tritonbn import configs, functional, launch, sample_configs, selection, store
 
+torch.set_num_threads(1)  # of each pytest worker: tensors are small, and the workers take all cores
+
 if launch.INTERPRETED:
     collect_ignore = ["compiled"]
 elif not torch.cuda.is_available():

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -167,16 +168,40 @@ def block(fuse: bool = False) -> nn.Module:
     return tritonbn.convert(Block().to(DEVICE).double(), fuse=fuse)
 
 
-@pytest.mark.parametrize("fuse", [False, True], ids=["plain", "fused"])
+FUSE = pytest.mark.parametrize("fuse", [False, True], ids=["plain", "fused"])
+
+
+def calls(graph: torch.fx.Graph) -> Counter[str]:
+    """How often each operator of ours and each sum or activation is called."""
+    names = [str(node.target) for node in graph.nodes if node.op != "placeholder"]
+    return Counter(name for name in names if any(part in name for part in ("tritonbn", "add", "relu")))
+
+
+@FUSE
 def test_converted_models(fuse):
     inputs = [images(batch).contiguous(memory_format=torch.channels_last) for batch in BATCHES]
-    assert operators(assert_as_eager(block(fuse), inputs, dynamic=True)) == {"tritonbn.training"}
+    counter = assert_as_eager(block(fuse), inputs, dynamic=True)
+    assert operators(counter) == {"tritonbn.training"}
+    assert (calls(counter.graphs[-1].graph) == {"tritonbn.training": 2}) == fuse
+
+
+@FUSE
+@pytest.mark.backend_choice
+def test_converted_models_in_evaluation(fuse):
+    """By torch's operations, unless the kernels are asked for by name."""
+    model = block(fuse).eval()
+    assert operators(assert_as_eager(model, [images()])) == set()
+    with tritonbn.backend("triton"):
+        counted = calls(assert_as_eager(model, [images()]).graphs[-1].graph)
+    assert counted["tritonbn.inference"] == 2
+    assert (counted.total() == 2) == fuse
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # in torch's own modules
-def test_inductor():
+@FUSE
+def test_inductor(fuse):
     inputs = [images(batch).contiguous(memory_format=torch.channels_last) for batch in BATCHES]
-    assert operators(assert_as_eager(block(), inputs, backend="inductor", dynamic=True)) == {"tritonbn.training"}
+    assert operators(assert_as_eager(block(fuse), inputs, backend="inductor", dynamic=True)) == {"tritonbn.training"}
 
 
 def test_without_aot_autograd():
@@ -318,9 +343,10 @@ def test_a_compiled_call_builds_a_layer():
         torch.testing.assert_close(list(layer.buffers()), list(twin.buffers()), **TOLERANCE)
 
 
-def test_autocast():
+@FUSE
+def test_autocast(fuse):
     """bfloat16 from the convolution, float32 in the parameters: the same kernels, so the same bits."""
-    model = block().float()
+    model = block(fuse).float()
     eager = copy.deepcopy(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     found = []
@@ -333,9 +359,10 @@ def test_autocast():
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-def test_checkpoint():
+@FUSE
+def test_checkpoint(fuse):
     """The second forward pass of a checkpoint does not update the buffers again, as that of eager calls does."""
-    model = block()
+    model = block(fuse)
     eager = copy.deepcopy(model)
 
     def saving(x: Tensor) -> Tensor:
@@ -485,6 +512,20 @@ def test_export_of_training(strict):
     module.load_state_dict(tritonbn.BatchNorm2d(6).double().state_dict())
     torch.testing.assert_close(exported(images()), module(images()), **TOLERANCE)
     torch.testing.assert_close(dict(exported.named_buffers()), dict(module.named_buffers()), **TOLERANCE)
+
+
+@EXPORT
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_a_fused_model(strict):
+    """Under the names that its tensors have; strictly with fused calls, else as written."""
+    model = block(fuse=True)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},), strict=strict)
+    assert (calls(program.graph) == {"tritonbn.training.default": 2}) == strict
+    assert program.state_dict.keys() == model.state_dict().keys()
+    exported = program.module()
+    torch.testing.assert_close(exported(images(7)), model(images(7)), **TOLERANCE)
+    torch.testing.assert_close(dict(exported.named_buffers()), dict(model.named_buffers()), **TOLERANCE)
 
 
 def test_import_leaves_the_compiler_alone():

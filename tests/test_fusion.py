@@ -8,18 +8,19 @@ import itertools
 import pickle
 import random as python_random
 from collections import Counter, OrderedDict, namedtuple
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support import DEVICE, random
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import tritonbn
-from tritonbn import modules
+from tritonbn.modules import _KernelBatchNorm
 
 RELU, SILU = ("relu", 0.01), ("silu", 0.01)
 PLAIN = (False, None, 0.01)
@@ -48,10 +49,9 @@ def calls(monkeypatch):
 
     def spy(*args, **options):
         made.append((options["residual"] is not None, options["activation"], options["negative_slope"]))
-        return batch_norm(*args, **options)
+        return tritonbn.batch_norm(*args, **options)
 
-    batch_norm = modules.batch_norm
-    monkeypatch.setattr(modules, "batch_norm", spy)
+    monkeypatch.setattr(_KernelBatchNorm, "function", staticmethod(spy))
     return made
 
 
@@ -59,13 +59,13 @@ def images(*shape, dtype=torch.float64, seed=0):
     return random(shape or (3, 4, 2, 3), dtype, seed)
 
 
-def outcome(model, inputs, options):
-    """All that a call computes: outputs, gradients of inputs and parameters, buffers."""
+def outcome(model, inputs, options, call=None):
+    """All that a call computes, of the model or of what it is compiled to: outputs, gradients, buffers."""
     torch.manual_seed(0), python_random.seed(0)
     model.zero_grad()
     gradient = torch.is_grad_enabled()
     leaves = [x.detach().clone().requires_grad_(gradient) if isinstance(x, torch.Tensor) else x for x in inputs]
-    y = model(*leaves, **options)
+    y = (model if call is None else call)(*leaves, **options)
     outputs = list(y.values()) if isinstance(y, dict) else tree_leaves(y)
     losses = [(each * random(tuple(each.shape), each.dtype, seed=7)).sum() for each in outputs if each.requires_grad]
     if losses:
@@ -74,11 +74,16 @@ def outcome(model, inputs, options):
     return type(y), outputs, gradients, [b.clone() for b in model.buffers()]
 
 
-def check_same(model, fused, *inputs, tolerance=1e-10, **options):
-    """Two models compute the same in both phases, and without gradients."""
-    for training, grad in itertools.product((True, False), repeat=2):
+PHASES = tuple(itertools.product((True, False), repeat=2))
+"""Training or not, with gradients or not."""
+
+
+def check_same(model, fused, *inputs, tolerance=1e-10, call=None, phases=PHASES, **options):
+    """Two models, or one and a compiled one, compute the same in all phases."""
+    for training, grad in phases:
         with torch.set_grad_enabled(grad):
-            expected, given = (outcome(m.train(training), inputs, options) for m in (model, fused))
+            expected = outcome(model.train(training), inputs, options)
+            given = outcome(fused.train(training), inputs, options, call)
         assert given[0] is expected[0]
         torch.testing.assert_close(given[1:], expected[1:], rtol=tolerance, atol=tolerance)
 
@@ -604,19 +609,46 @@ def changing(self, x):
     if self.twice:
         out = out * 2
     out = out if self.extra is None else self.extra(out)
-    return self.acts[0](self.norms[0](out)) * sum(self.sizes) * self.scale
+    for more in self.more:
+        out = more(out)
+    out = out if self.gain is None else out * self.gain
+    if hasattr(self, "shift"):
+        out = out + self.shift
+    return self.acts[0](self.norms[0](self.after(out))) * sum(self.sizes) * self.scale + self.offset
+
+
+def changeable():
+    """A module that branches by its attributes and children."""
+    lists = dict(norms=nn.ModuleList([bn()]), acts=nn.ModuleList([nn.SiLU()]), more=nn.ModuleList(), sizes=[1, 2])
+    parts = dict(after=nn.Sequential(nn.Conv2d(4, 4, 1), bn()), twice=False, extra=None, scale=1, **lists)
+    model = written(changing, bn=bn(), act=nn.LeakyReLU(0.1), **parts)
+    type(model).offset = 0
+    model.register_parameter("gain", None)
+    return model
 
 
 CHANGES = {
+    "nothing": lambda m: None,
     "a flag": lambda m: setattr(m, "twice", True),
     "a list": lambda m: m.sizes.append(3),
     "a tensor": lambda m: setattr(m, "scale", torch.tensor([1, 2, 3], device=DEVICE)),
+    "a tensor in a list": lambda m: m.sizes.__setitem__(0, torch.tensor([1, 2, 3], device=DEVICE)),
+    "a dtype": lambda m: setattr(m, "scale", 1.0),
+    "of the class": lambda m: setattr(m, "offset", 1),
     "a slope": lambda m: setattr(m.act, "negative_slope", 0.5),
     "an activation": lambda m: setattr(m, "act", nn.GELU()),
     "an activation in a list": lambda m: m.acts.__setitem__(0, nn.GELU()),
+    "an activation's forward": lambda m: setattr(m.act, "forward", torch.cos),
     "a batch norm": lambda m: setattr(m, "bn", nn.Identity()),
     "a batch norm in a list": lambda m: m.norms.__setitem__(0, nn.GroupNorm(2, 4, dtype=torch.float64)),
+    "a batch norm's forward": lambda m: setattr(m.bn, "forward", torch.cos),
+    "a batch norm's eps": lambda m: setattr(m.bn, "eps", 0.5),
     "None": lambda m: setattr(m, "extra", nn.Upsample(scale_factor=2)),
+    "no parameter": lambda m: setattr(m, "gain", nn.Parameter(torch.tensor(3.0, device=DEVICE))),
+    "no attribute": lambda m: setattr(m, "shift", 2),
+    "an empty list": lambda m: m.more.append(nn.Tanh()),
+    "a longer Sequential": lambda m: m.after.append(nn.Tanh()),
+    "a shorter Sequential": lambda m: m.after.__delitem__(1),
     "its forward": lambda m: setattr(m, "forward", lambda x: x + 1),
 }
 
@@ -624,8 +656,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_changes_after_conversion(change):
     """Attributes, children and activations are as they are at the call, not as they were."""
-    lists = dict(norms=nn.ModuleList([bn()]), acts=nn.ModuleList([nn.SiLU()]), sizes=[1, 2])
-    model = written(changing, bn=bn(), act=nn.LeakyReLU(0.1), twice=False, extra=None, scale=1, **lists)
+    model = changeable()
     fused = fuse_and_check(model, images())
     assert "fused=[bn + leaky_relu, norms.0 + silu]" in repr(fused)
     change(model), change(fused)
@@ -811,7 +842,7 @@ class Own(nn.BatchNorm2d):
         return super().forward(input) * 2
 
 
-@pytest.mark.parametrize("norm", [Doubled(4), Own(4), nn.SyncBatchNorm(4)], ids=str)
+@pytest.mark.parametrize("norm", [Doubled(4), Own(4)], ids=str)
 def test_batch_norms_with_a_forward_of_their_own(norm):
     model = nn.Sequential(norm, nn.ReLU())
     with (
@@ -841,12 +872,227 @@ def test_a_class_that_cannot_be_inherited_from(calls):
     assert set(calls) == {PLAIN}
 
 
-def test_under_torch_compile():
-    model = BasicBlock(4, 4)
+EPILOGUES = {"add", "iadd", "add_", "relu", "relu_", "leaky_relu", "silu", "training"}
+
+
+def compiled(model, **options):
+    """The compiled model, and what counts its graphs."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    return torch.compile(model, backend=counter, **{"fullgraph": True, **options}), counter
+
+
+def epilogues(counter, graph=0):
+    """Our operator, sums and activations in a graph, and how often each is there."""
+    targets = [node.target for node in counter.graphs[graph].graph.nodes if node.op.startswith("call")]
+    names = [target if isinstance(target, str) else target.__name__ for target in targets]
+    return Counter(name for name in names if name in EPILOGUES)
+
+
+def compile_and_check(model, *inputs, before=None, after=None, phases=((True, True),), **options):
+    """A fused model, which compiled computes the same by torch's operations, before a change and after it."""
+    model = model.to(DEVICE, inputs[0].dtype)
     fused = tritonbn.convert(copy.deepcopy(model), fuse=True)
-    x = images(dtype=torch.float32)
+    if before is not None:
+        before(model), before(fused)
     with tritonbn.backend("aten"):
-        torch.testing.assert_close(torch.compile(fused, backend="eager", fullgraph=True)(x), model(x))
+        call, _ = compiled(fused, **options)
+        check_same(model, fused, *inputs, call=call, phases=phases)
+        if after is not None:
+            after(model), after(fused)
+            check_same(model, fused, *inputs, call=call, phases=((True, True), (False, False)))
+    return fused
+
+
+def training_graphs(model, *inputs, **options):
+    """What counts the graphs of a training call through the kernels."""
+    call, counter = compiled(model.train(), **options)
+    call(*inputs)
+    return counter
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_norms"),
+    [
+        (BasicBlock(4, 8, 2, nn.Sequential(nn.Conv2d(4, 8, 1, 2, bias=False), bn(8))), 3),
+        (ResNet(Bottleneck), 15),
+        (InvertedResidual(), 3),
+        (DenseLayer(0), 2),
+        (DoubleConv(), 2),
+        (ShortcutAfter(), 1),
+        (nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), bn()), nn.Identity(), nn.ReLU()), 1),
+    ],
+    ids=["resnet18", "resnet50", "mobilenet", "densenet", "unet", "shortcut after", "nested"],
+)
+def test_compiled_models(model, batch_norms):
+    """All sums and activations are in our operator; parameters keep their names."""
+    shape = (2, 3, 9, 9) if isinstance(model, ResNet) else (3, 4, 2, 3)
+    counter = training_graphs(compile_and_check(model, images(*shape), phases=PHASES), images(*shape))
+    assert epilogues(counter) == {"training": batch_norms}
+    inputs = [node.name for node in counter.graphs[0].graph.nodes if node.op == "placeholder"]
+    assert not [name for name in inputs if "programs" in name]
+
+
+@pytest.mark.parametrize(("forward", "expected"), FUSED.values(), ids=FUSED)
+def test_compiled_calls(forward, expected):
+    inputs = images(), images(seed=9)
+    counter = training_graphs(compile_and_check(written(forward, bn=bn()), *inputs), *inputs)
+    ours = [node.args for node in counter.graphs[0].graph.nodes if "training" in str(node.target)]
+    assert [(args[3] is not None, *args[-2:]) for args in ours] == [expected]
+    others = {"relu": 1, "add": 1} if forward is FUSED["the sum has two users"][0] else {}
+    assert epilogues(counter) == {"training": 1, **others}
+
+
+@pytest.mark.parametrize("forward", [*UNFUSED.values(), *UNLIKE.values()], ids=[*UNFUSED, *UNLIKE])
+def test_compiled_calls_that_are_not_fused(forward):
+    model = written(forward, **parts())
+    model.same = written(lambda self, x: x[:, :1]) if forward in UNLIKE.values() else model.same
+    compile_and_check(model, images(), images(seed=9))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("forward", AS_WRITTEN.values(), ids=AS_WRITTEN)
+def test_what_a_record_would_leave_out_of_a_graph(forward):
+    model = written(forward, bn=bn(), seen=[], calls=0, last=None)
+    model.register_buffer("steps", torch.zeros(()))
+    compile_and_check(model, images(), images(seed=9), fullgraph=False)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_changes_around_compilation(change, when):
+    """A graph is traced anew for what it depends on."""
+    compile_and_check(changeable(), images(), **{when: change})
+
+
+COMPILED_HOOKS = {
+    "forward": lambda module: module.register_forward_hook(lambda module, args, y: y + 1),
+    "pre": lambda module: module.register_forward_pre_hook(lambda module, args: (args[0] + 1,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("when", "guarded"), [("before", False), ("after", True)], ids=["before", "after, with guards"]
+)
+@pytest.mark.parametrize("name", ["bn", "act", "after", "after.1"])
+@pytest.mark.parametrize("register", COMPILED_HOOKS.values(), ids=COMPILED_HOOKS)
+def test_hooks_in_graphs(register, name, when, guarded):
+    """As any module's: torch.compile sees those that come later only if it is told to look."""
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=not guarded):
+        compile_and_check(changeable(), images(), **{when: lambda model: register(model.get_submodule(name))})
+
+
+def test_an_activation_set_later_is_in_the_graph():
+    fused = tritonbn.convert(nn.Sequential(bn(), nn.ReLU()), fuse=True).to(DEVICE)
+    call, _ = compiled(fused)
+    x = images(dtype=torch.float32)
+    torch.testing.assert_close(call(x), fused(x))
+    fused[0].activation, fused[0].negative_slope = "leaky_relu", -1.0
+    torch.testing.assert_close(call(x), F.relu(fused[0](x)))
+
+
+def test_phases_of_parts():
+    """A batch norm whose statistics are frozen while the rest is trained."""
+    model = BasicBlock(4, 4)
+    model.bn1.train = MethodType(lambda self, mode=True: nn.Module.train(self, False), model.bn1)
+    compile_and_check(model, images())
+
+
+def test_other_inputs():
+    """Of another dtype or shape than those of the first call, and by name."""
+    model = written(lambda self, x, skip: F.relu(self.bn(x) + skip), bn=bn()).to(DEVICE)
+    fused = tritonbn.convert(copy.deepcopy(model), fuse=True)
+    call, counter = compiled(fused)
+    x = images(dtype=torch.float32)
+    for skip in (x, x[:1], x.double(), 2.0):
+        for args, options in (((x, skip), {}), ((x,), {"skip": skip})):
+            torch.testing.assert_close(call(*args, **options), model(x, skip), rtol=1e-4, atol=1e-4)
+    counts = [epilogues(counter, number) for number in range(len(counter.graphs))]
+    assert counts[0] == {"training": 1}
+    assert all(count == {"training": 1, "add": 1, "relu": 1} for count in counts[1:])
+
+
+def by_the_outside(self, x):
+    return F.relu(self.bn(x)) * SCALES[0]
+
+
+SCALES = [2]
+
+
+def test_what_else_a_forward_reads(monkeypatch):
+    """Is as it was when the model was converted, in graphs too."""
+    fused = tritonbn.convert(written(by_the_outside, bn=bn()), fuse=True).to(DEVICE)
+    call, _ = compiled(fused)
+    x = images(dtype=torch.float32)
+    twice = call(x)
+    monkeypatch.setattr("test_fusion.SCALES", [3])
+    tritonbn.convert(fused, fuse=True)
+    torch.testing.assert_close(call(x), twice * 1.5)
+
+
+def local_function(factor):
+    return lambda x: x * factor
+
+
+def test_functions_of_the_same_code():
+    """Which torch.compile would not tell apart."""
+    model = written(lambda self, x: self.function(F.relu(self.bn(x))), bn=bn(), function=local_function(2))
+    compile_and_check(model, images(), after=lambda m: setattr(m, "function", local_function(3)))
+
+
+class Key:
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_keys_that_are_no_constants():
+    key = Key()
+    model = written(lambda self, x: F.relu(self.bn(x)) * self.table[key], bn=bn(), table={key: 2})
+    fuse_and_check(model, images())
+    compile_and_check(model, images())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [BasicBlock(4, 4), nn.Sequential(nn.Conv2d(4, 4, 1), bn(), nn.ReLU()), Sealed(), ShortcutAfter()],
+    ids=["block", "Sequential", "as written", "function"],
+)
+def test_modules_share_graphs(model):
+    """Those that are alike, and copies."""
+    first, second = (tritonbn.convert(copy.deepcopy(model), fuse=True).to(DEVICE) for _ in range(2))
+    _, counter = compiled(first)
+    x = images(dtype=torch.float32)
+    for module in (first, second, copy.deepcopy(first)):
+        torch.testing.assert_close(torch.compile(module, backend=counter, fullgraph=True)(x), module(x))
+    assert counter.frame_count == 1
+
+
+class Interrupted(nn.Module):
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x * 2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_a_break_in_the_graph():
+    model = written(
+        lambda self, x: F.relu(self.bn2(self.inner(F.relu(self.bn1(x)))) + x), bn1=bn(), inner=Interrupted(), bn2=bn()
+    )
+    counter = training_graphs(compile_and_check(model, images(), fullgraph=False), images(), fullgraph=False)
+    assert sum((epilogues(counter, graph) for graph in range(3)), Counter()) == {"training": 2}
+
+
+def sets_an_attribute(self, x):
+    self.block.twice = True
+    y = self.block(x)
+    self.block.twice = False
+    return y + self.block(x)
+
+
+def test_an_attribute_that_a_graph_sets():
+    compile_and_check(written(sets_an_attribute, block=changeable()), images())
 
 
 def test_without_batch_norms():

@@ -64,7 +64,7 @@ def convert(
     the objects that they are, with all in them, and their copies and pickles are fused too. Wherever a fused call could
     differ from the code, the code runs: with hooks on the batch norm or the activation; with a residual of another
     shape, dtype or device than the batch norm's input; with arguments that are no tensors, or given by name; after a
-    change of the module's attributes or children; under torch.compile; and for good where torch.fx cannot record all
+    change of the attributes that its forward reads, or of its children; and for good where torch.fx cannot record all
     that a forward does, such as control flow by data, types or random numbers, no_grad or autocast inside, and writing
     to attributes. Call it again after changing anything else that a forward reads, such as a global variable.
 

@@ -13,6 +13,7 @@ import inspect
 import itertools
 import operator
 import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from .functional import Activation
 from .modules import _KernelBatchNorm, future_class
-from .recording import Recorder, add_in_place, altered, settings, without_randomness
+from .premises import Premises, altered
+from .recording import add_in_place, record
 
 SUMS = {operator.add: operator.add, torch.add: operator.add, "add": operator.add}
 SUMS_IN_PLACE = {add_in_place: operator.iadd, "add_": operator.iadd}
@@ -55,7 +57,7 @@ def fuse_forward(module: nn.Module) -> None:
     if any(map(takes_epilogue, module.modules())):
         for training, grad in itertools.product((True, False), repeat=2):
             with contextlib.suppress(Exception), torch.set_grad_enabled(grad):
-                program = record(module, training)
+                program = program_of(module, training)
                 if program.calls:
                     programs[training, grad] = program
     if programs and not isinstance(module, Fused):
@@ -77,26 +79,24 @@ class Program:
     """A forward as recorded, with something fused in it, and what makes it the same as the one that was written."""
 
     forward: Callable[..., Any]
-    settings: dict[str, Any]
+    premises: Premises
     inputs: int
     """How many arguments have no default."""
-    entered: list[nn.Module]
-    """Modules whose calls are not nodes of the record."""
     calls: list[str]
     """What each fused call does, such as "bn2 + residual + relu"."""
 
     def serves(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether it says of this call what the code does."""
-        try:
-            return (
-                not kwargs
-                and len(args) == self.inputs
-                and all(type(argument) in (Tensor, nn.Parameter) for argument in args)
-                and self.settings.items() <= vars(module).items()
-                and not any(map(altered, self.entered))
-            )
-        except (RuntimeError, ValueError):  # a tensor or an array is a setting now, and equals nothing as a whole
-            return False
+        return (
+            not kwargs
+            and len(args) == self.inputs
+            and all(type(argument) in (Tensor, nn.Parameter) for argument in args)
+            and self.premises.hold(module)
+        )
+
+
+_forwards: weakref.WeakValueDictionary[Any, Callable[..., Any]] = weakref.WeakValueDictionary()
+"""By their code, so that torch.compile can tell that two modules have the same."""
 
 
 class Fused(nn.Module):
@@ -125,10 +125,9 @@ def fused_class(written: type[nn.Module]) -> type[Fused]:
 
     @functools.wraps(written.forward)
     def forward(self: Fused, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():  # which has guards and fusion of its own
-            program = self._programs.get((self.training, torch.is_grad_enabled()))
-            if program is not None and program.serves(self, args, kwargs):
-                return program.forward(self, *args)
+        program = self._programs.get((self.training, torch.is_grad_enabled()))
+        if program is not None and program.serves(self, args, kwargs):
+            return program.forward(self, *args)
         return written.forward(self, *args, **kwargs)
 
     same = {name: getattr(written, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -146,24 +145,19 @@ def written_class(module: nn.Module) -> type[nn.Module]:
     return module.written if isinstance(module, Fused) else type(module)
 
 
-def record(module: nn.Module, training: bool) -> Program:
+def program_of(module: nn.Module, training: bool) -> Program:
     """The program of a module's forward in one phase; an exception of any type where there can be none."""
     written = written_class(module)
     parameters = list(inspect.signature(written.forward).parameters.values())[1:]
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     if (written.__reduce__, written.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
         raise TraceError("a class with a way of its own to copy its objects")
-    twin = object.__new__(written)
-    vars(twin).update(vars(module) | settings(module), training=training)
-    before = settings(twin)
-    recorder = Recorder(is_entered)
-    with without_randomness():
-        graph = recorder.trace(twin, defaults)
-    if settings(twin) != before:
-        raise TraceError("the forward changes its module")
-    calls = fuse_graph(graph, twin)
-    forward = type(fx.GraphModule(twin, graph)).forward
-    return Program(forward, before, len(parameters) - len(defaults), recorder.entered, calls)
+    graph, premises = record(module, written, training, defaults, is_entered)
+    calls = fuse_graph(graph, module)
+    code = graph.python_code("self")
+    forward = type(fx.GraphModule(module, graph)).forward
+    forward = _forwards.setdefault((code.src, *code.globals.items()), forward)
+    return Program(forward, premises, len(parameters) - len(defaults), calls)
 
 
 def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[str]:
@@ -177,8 +171,8 @@ def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[str]:
         last, residual, operation, activated = norm, *sum_after(norm, root), None
         if residual is not None:
             last = sole_user(norm)
-        activation = activation_after(last, root)
-        if activation is not None:
+        kind, *given = activation_after(last, root)
+        if kind is not types.NoneType:
             activated = sole_user(last)
         elif residual is None:
             continue
@@ -186,12 +180,12 @@ def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[str]:
             arguments = [graph.create_node("get_attr", norm.target), norm.args[0], residual]
             if activated is not None and activated.op == "call_module":
                 arguments.append(graph.create_node("get_attr", activated.target))
-            call = graph.call_function(one_call(operation, activation), tuple(arguments))
+            call = graph.call_function(one_call(operation, kind, *given), tuple(arguments))
         (activated or last).replace_all_uses_with(call)
         for node in dict.fromkeys((activated, last, norm)):
             if node is not None:
                 graph.erase_node(node)
-        names = norm.target, residual and "residual", ACTIVATIONS[type(activation)]
+        names = norm.target, residual and "residual", ACTIVATIONS[kind]
         calls.insert(0, " + ".join(filter(None, names)))
     return calls
 
@@ -227,30 +221,33 @@ def can_wait(norm: fx.Node, node: fx.Node, root: nn.Module) -> bool:
     )
 
 
-def activation_after(operand: fx.Node, root: nn.Module) -> nn.Module | None:
-    """The activation that alone takes a value, as a module; None if it is none of a batch norm's."""
+def activation_after(operand: fx.Node, root: nn.Module) -> tuple[type, tuple[Any, ...], tuple[tuple[str, Any], ...]]:
+    """The activation that alone takes a value: its type and arguments; NoneType if it is none of a batch norm's."""
     node = sole_user(operand)
-    if node is None or node.args[:1] != (operand,) or node.all_input_nodes != [operand]:
-        return None
-    if node.op == "call_module":
-        module = root.get_submodule(node.target)
-        return module if type(module) in ACTIVATIONS else None
-    if node.op in ("call_function", "call_method") and node.target in FUNCTIONS:
-        return FUNCTIONS[node.target](*node.args[1:], **node.kwargs)
-    return None
+    if node is not None and node.args[:1] == (operand,) and node.all_input_nodes == [operand]:
+        if node.op == "call_module" and type(root.get_submodule(node.target)) in ACTIVATIONS:
+            return type(root.get_submodule(node.target)), (), ()
+        if node.op in ("call_function", "call_method") and node.target in FUNCTIONS:
+            return FUNCTIONS[node.target], node.args[1:], tuple(node.kwargs.items())
+    return types.NoneType, (), ()
 
 
-def one_call(operation: Callable[..., Any] | None, default: nn.Module | None) -> Callable[..., Any]:
+@functools.cache
+def one_call(
+    operation: Callable[..., Any] | None, kind: type, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
     """activation(norm(x) + residual) as one call of the batch norm where that is the same, else as it was written."""
+    default = None if kind is types.NoneType else kind(*args, **dict(kwargs))
 
     def fused(norm: nn.Module, x: Any, residual: Any, activation: nn.Module | None = default) -> Any:
         kind = type(activation)
         if (
-            type(norm).forward is _KernelBatchNorm.forward
-            and norm.activation is None
+            isinstance(norm, _KernelBatchNorm)
             and kind in ACTIVATIONS
-            and (operation is None or alike(x, residual))
             and not (altered(norm) or (activation is not None and altered(activation)))
+            and norm.forward.__func__ is _KernelBatchNorm.forward
+            and norm.activation is None
+            and (operation is None or alike(x, residual))
         ):
             slope = activation.negative_slope if kind is nn.LeakyReLU else 0.01
             return norm.forward(x, residual, (ACTIVATIONS[kind], slope))

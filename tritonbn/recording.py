@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import enum
+import functools
 import itertools
 import operator
 import pickle
@@ -19,14 +19,73 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import inplace_methods
 from torch.fx.proxy import TraceError
-from torch.nn.modules.module import _has_any_global_hook
 
-PLAIN = (
-    *(bool, int, float, complex, str, bytes, types.NoneType, type, types.FunctionType, types.BuiltinFunctionType),
-    *(enum.Enum, torch.dtype, torch.device, torch.memory_format),
-)
-"""Types whose values never change."""
-INTERNAL = vars(nn.Module()).keys() - {"training"} | {"_programs"}
+from .premises import CONTAINERS, Children, Missing, Premises, Present, altered, same, snapshot
+
+
+class Unknown:
+    """Stands for what was read, and is no attribute of Python's: a child, a parameter or buffer, or missing."""
+
+
+def record(
+    module: nn.Module,
+    written: type[nn.Module],
+    training: bool,
+    defaults: dict[str, Any],
+    is_entered: Callable[[nn.Module], bool],
+) -> tuple[fx.Graph, Premises]:
+    """What the forward of a class calls for a module of it, in one phase, without changing the module."""
+    twin = object.__new__(observed_class(written))
+    reads: dict[str, Any] = {}
+    vars(twin).update(vars(module), training=training, _reads=reads)
+    recorder = Recorder(is_entered)
+    with without_randomness():
+        graph = recorder.trace(twin, defaults)
+    for name, before in list(reads.items()):
+        value = getattr(twin, name, Missing)
+        if name in (*module._modules, "_modules"):
+            del reads[name]
+        elif before is Unknown:
+            reads[name] = Present if isinstance(value, Tensor) else snapshot(value)
+        elif not same(value, before):
+            raise TraceError(f"the forward changes {name} of its module")
+    return graph, Premises(reads, Children.of(module), recorder.entered)
+
+
+class Observed(nn.Module):
+    """A module that notes what its forward reads of it, and refuses to be changed."""
+
+    def __init_subclass__(cls) -> None:
+        """The class that is observed does not hear of it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if asking.startswith(("torch.fx.", "torch.nn.modules.module", __name__)):
+            return super().__getattribute__(name)
+        own = super().__getattribute__("__dict__")
+        if hasattr(nn.Module, name) and name not in own:
+            raise TraceError(f"the forward asks its module for {name}")
+        reads = own["_reads"]
+        if name not in reads and not isinstance(getattr(type(self), name, None), property):
+            reads[name] = Unknown
+            value = super().__getattribute__(name)
+            if type(value) is types.MethodType:
+                reads[name] = value.__func__
+            elif name != "_modules":
+                reads[name], own[name] = snapshot(value), snapshot(value)
+        return super().__getattribute__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise TraceError(f"the forward sets {name} of its module")
+
+    def __delattr__(self, name: str) -> None:
+        raise TraceError(f"the forward deletes {name} of its module")
+
+
+@functools.cache
+def observed_class(written: type[nn.Module]) -> type[Observed]:
+    """A class of the same methods, whose objects are observed."""
+    return type(written)(written.__name__, (Observed, written), {})
 
 
 class Recorder(fx.Tracer):
@@ -37,14 +96,16 @@ class Recorder(fx.Tracer):
     def __init__(self, is_entered: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.is_entered = is_entered
-        self.entered: list[nn.Module] = []
+        self.entered: list[str] = []
         self.modes = modes()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a child is one node, instead of what its own forward calls."""
-        enters = not altered(m) and self.is_entered(m)
+        above = itertools.accumulate(module_qualified_name.split(".")[:-1], "{}.{}".format)
+        within = all(isinstance(self.root.get_submodule(name), CONTAINERS) for name in above)
+        enters = within and not altered(m) and self.is_entered(m)
         if enters:
-            self.entered.append(m)
+            self.entered.append(module_qualified_name)
         return not enters
 
     def proxy(self, node: fx.Node) -> StandIn:
@@ -111,23 +172,6 @@ for _name in inplace_methods.keys() - {"iadd", "setitem"}:
     setattr(StandIn, f"__{_name}__", refuse)
 
 
-def settings(module: nn.Module) -> dict[str, Any]:
-    """Copies of the attributes by which a forward may branch; TraceError where one can change unseen."""
-    own = {name: snapshot(value) for name, value in vars(module).items() if name not in INTERNAL}
-    return own | {"_modules": dict(module._modules)}
-
-
-def snapshot(value: Any) -> Any:
-    """A copy of an attribute that is equal to it for as long as it does not change."""
-    if type(value) in (tuple, list, set):
-        return type(value)(map(snapshot, value))
-    if type(value) is dict:
-        return {key: snapshot(each) for key, each in value.items()}
-    if isinstance(value, PLAIN):
-        return value
-    raise TraceError(f"an attribute of type {type(value).__name__} can change unseen")
-
-
 @contextlib.contextmanager
 def without_randomness() -> Iterator[None]:
     """Raise TraceError where a random number is drawn, and put it back; show no warnings."""
@@ -141,10 +185,3 @@ def without_randomness() -> Iterator[None]:
         torch.set_rng_state(before[0]), random.setstate(before[1]), np.random.set_state(before[2])
     if not torch.equal(after[0], before[0]) or pickle.dumps(after[1:]) != pickle.dumps(before[1:]):
         raise TraceError("the forward draws random numbers")
-
-
-def altered(module: nn.Module) -> bool:
-    """Whether calling this module does more than its class's forward."""
-    own = vars(module)
-    hooks = own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"]
-    return bool(hooks or "forward" in own or _has_any_global_hook())

@@ -121,7 +121,7 @@ def cases_in_place(given: Arguments, sizes: list[int]) -> list[Case] | None:
     x = given.input
     of_size = {size: known_case(given._replace(input=x[:size], residual=None)) for size in set(sizes)}
     like = dense_strides(x)
-    is_odd = any(begin * like[0] * x.element_size() % POINTER_ALIGNMENT for begin in accumulate(sizes))
+    is_odd = any(begin * like[0] * x.element_size() % POINTER_ALIGNMENT for begin in accumulate(sizes[:-1]))
     if is_odd or any(case.counts_elsewhere or case.like != like for case in of_size.values()):
         return None
     return [of_size[size] for size in sizes]
