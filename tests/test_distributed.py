@@ -51,7 +51,7 @@ class Layer:
     memory_format: torch.memory_format = torch.contiguous_format
     backend: str = "triton"
     compiled: bool = False
-    among: tuple[int, ...] = (2, 4)
+    among: tuple[int, ...] = (PROCESSES,)
     """In groups of so many processes."""
 
 

@@ -5,7 +5,7 @@ import torch
 from support import DEVICE, DTYPES, Bounds, assert_within, random, vector
 
 import tritonbn
-from tritonbn import distributed, functional, reference, synced_aten, synced_plan
+from tritonbn import distributed, functional, launch, reference, synced_aten, synced_plan
 
 EPS, MOMENTUM, SLOPE = 1e-3, 0.25, 0.125
 
@@ -13,15 +13,17 @@ EPS, MOMENTUM, SLOPE = 1e-3, 0.25, 0.125
 class Process:
     """What one of the processes has and does."""
 
-    def __init__(self, x, activation=None, residual=None, kernels=True, vectors=None):
-        channels, dtype = x.shape[1], vectors or functional.statistics_dtype(x.dtype)
-        self.x, self.residual, self.activation = x, residual, activation
-        self.weight, self.bias = vector(channels, dtype, 1), vector(channels, dtype, 2)
-        self.running = vector(channels, dtype, 3), vector(channels, dtype, 4, positive=True)
+    def __init__(
+        self, x, activation=None, residual=None, kernels=True, axis=1, correction=1, momentum=MOMENTUM, apart=1
+    ):
+        channels, dtype = x.shape[axis], functional.statistics_dtype(x.dtype)
+        self.x, self.residual, self.activation, self.momentum = x, residual, activation, momentum
+        vectors = [vector(channels * apart, dtype, seed, positive=seed == 4)[::apart] for seed in range(1, 5)]
+        self.weight, self.bias, *self.running = vectors
         self.counter = torch.tensor(3, device=DEVICE)
         given = functional.Arguments(
-            x, *self.running, self.weight, self.bias, True, MOMENTUM, EPS, 1, 1, residual, activation, SLOPE,
-            self.counter,
+            x, *self.running, self.weight, self.bias, True, momentum, EPS, axis, correction, residual, activation,
+            SLOPE, self.counter,
         )  # fmt: skip
         self.case = functional.known_case(given, kernels and x.numel() > 0)
         self.passes = distributed.passes_of(self.case)
@@ -31,16 +33,17 @@ class Process:
 
     def normalize(self, gathered):
         keeps_signs = self.residual is not None and self.activation in ("relu", "leaky_relu")
-        state = *self.running, self.counter, MOMENTUM
+        state = *self.running, self.counter, self.momentum
         given = self.x, self.weight, self.bias, self.residual, state, keeps_signs
         y, self.statistics, self.signs = self.passes.normalize(self.case, *given, gathered, synced_plan.nothing)
         return y
 
     def send_sums(self, dy):
         dy, residual = self.passes.upstream(self.case, self.x, dy, self.residual, self.signs)
-        self.given = self.x, dy, self.weight, self.bias, self.statistics, residual, self.signs
+        vectors = launch.dense(self.weight), launch.dense(self.bias)
+        self.given = self.x, dy, *vectors, self.statistics, residual, self.signs
         self.dresidual = torch.empty_like(self.x)
-        self.dweight, self.dbias = torch.empty_like(self.weight), torch.empty_like(self.bias)
+        self.dweight, self.dbias = (torch.empty_like(v).contiguous() for v in (self.weight, self.bias))
         return self.passes.sums(self.case, *self.given, self.dresidual, self.dweight, self.dbias)
 
     def gradients(self, added):
@@ -95,6 +98,32 @@ def check(shape, sizes, dtype, *, activation=None, residual=False, kernels=True,
             assert_within("running buffers", found, expected.detach(), unit + bounds.stored(expected, found.dtype))
         assert process.counter == 4
         assert process.passes is (synced_plan if kernels and process.x.numel() else synced_aten)
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "aten"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_other_arguments(residual, kernels):
+    """Another axis, the biased variance, momentum in a tensor, vectors with strides, gradients that lie otherwise."""
+    momentum = torch.tensor([[0.375]], device=DEVICE, dtype=torch.float64)
+    options = {"axis": 2, "correction": 0, "momentum": momentum}
+    x, beside, dy = (random((5, 3, 4), torch.float64, seed) for seed in range(3))
+    parts = [t.split([2, 3]) for t in (x, beside, dy)]
+    others = parts[1] if residual else (None, None)
+    processes = [
+        Process(part, "relu", r, kernels, apart=3, **options) for part, r in zip(parts[0], others, strict=True)
+    ]
+    vectors = [processes[0].weight, processes[0].bias, *(buffer.clone() for buffer in processes[0].running)]
+    dys = [part.transpose(0, 2).contiguous().transpose(0, 2) for part in parts[2]]
+    y, dx = forward(processes), backward(processes, dys)
+
+    leaves = [t.clone().requires_grad_() for t in (x, *vectors[:2])]
+    with tritonbn.backend("aten"):
+        epilogue = {"activation": "relu", "residual": beside if residual else None}
+        whole = tritonbn.batch_norm(leaves[0], *vectors[2:], *leaves[1:], True, eps=EPS, **options, **epilogue)
+    found = [y, dx, *(sum(getattr(p, name) for p in processes) for name in ("dweight", "dbias"))]
+    torch.testing.assert_close(found, [whole.detach(), *torch.autograd.grad(whole, leaves, dy)], rtol=0, atol=1e-12)
+    for process in processes:
+        torch.testing.assert_close(list(process.running), vectors[2:], rtol=0, atol=1e-14)
 
 
 LAYOUTS = {

@@ -66,7 +66,8 @@ def convert(
     shape, dtype or device than the batch norm's input; with arguments that are no tensors, or given by name; after a
     change of the attributes that its forward reads, or of its children; and for good where torch.fx cannot record all
     that a forward does, such as control flow by data, types or random numbers, no_grad or autocast inside, and writing
-    to attributes. Call it again after changing anything else that a forward reads, such as a global variable.
+    to attributes. Call it again after changing anything else that a forward reads, such as a global variable; graphs of
+    torch.compile, in which each fused call is one operator, keep it as it was too.
 
     ValueError for an unknown activation, before anything is changed.
     """
