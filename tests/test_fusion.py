@@ -915,7 +915,7 @@ def training_graphs(model, *inputs, **options):
     ("model", "batch_norms"),
     [
         (BasicBlock(4, 8, 2, nn.Sequential(nn.Conv2d(4, 8, 1, 2, bias=False), bn(8))), 3),
-        (ResNet(Bottleneck), 15),
+        (Bottleneck(8, 4), 3),
         (InvertedResidual(), 3),
         (DenseLayer(0), 2),
         (DoubleConv(), 2),
@@ -926,7 +926,7 @@ def training_graphs(model, *inputs, **options):
 )
 def test_compiled_models(model, batch_norms):
     """All sums and activations are in our operator; parameters keep their names."""
-    shape = (2, 3, 9, 9) if isinstance(model, ResNet) else (3, 4, 2, 3)
+    shape = (3, 8 if isinstance(model, Bottleneck) else 4, 2, 3)
     counter = training_graphs(compile_and_check(model, images(*shape), phases=PHASES), images(*shape))
     assert epilogues(counter) == {"training": batch_norms}
     inputs = [node.name for node in counter.graphs[0].graph.nodes if node.op == "placeholder"]
