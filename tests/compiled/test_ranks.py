@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import tritonbn
-from tritonbn import targets
+from tritonbn import counters, targets
 
 PROCESSES = 8
 PHASES = ["statistics", "normalize", "sums", "gradients"]
@@ -68,6 +68,21 @@ def test_epilogues(activation):
     assert [launch.arguments["PHASE"] for launch in done] == PHASES
     assert all(launch.resources.spills == 0 for launch in done)
     assert all(launch.arguments["RANKS"] == PROCESSES for launch in done[1:2])
+
+
+def test_a_captured_step(monkeypatch):
+    """The same launches, each with counters of its own where it counts; nothing is timed, nobody waits for the host."""
+    monkeypatch.setattr(counters, "capturing", lambda device: True)
+
+    def refuse(*_):
+        raise AssertionError("timed while a graph is captured")
+
+    with tritonbn.tuning("timed", refuse):
+        first, second = (launches("sm_90", (16, 64, 28, 28), torch.float16) for _ in range(2))
+    assert [launch.arguments["PHASE"] for launch in first + second] == 2 * PHASES
+    counts = [launch.arguments["counters"] for launch in first + second]
+    assert [count is not None for count in counts] == 2 * [True, False, True, False]
+    assert len({id(count) for count in counts if count is not None}) == 4
 
 
 def test_one_launch_where_nothing_is_shared():
