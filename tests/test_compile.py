@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from support import DEVICE, random, vector
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -526,6 +527,17 @@ def test_export_of_a_fused_model(strict):
     exported = program.module()
     torch.testing.assert_close(exported(images(7)), model(images(7)), **TOLERANCE)
     torch.testing.assert_close(dict(exported.named_buffers()), dict(model.named_buffers()), **TOLERANCE)
+
+
+@pytest.mark.backend_choice
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the exporter's own calls
+def test_onnx_export_of_evaluation():
+    """As ONNX's own operators, which compute the same."""
+    model, x = block(fuse=True).float().eval(), images(dtype=torch.float32)
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    assert {node.domain for node in program.model.graph} == {""}
+    (y,) = ReferenceEvaluator(program.model_proto).run(None, {program.model.graph.inputs[0].name: x.numpy(force=True)})
+    torch.testing.assert_close(torch.from_numpy(y), model(x).detach().cpu(), rtol=1e-5, atol=1e-5)
 
 
 def test_import_leaves_the_compiler_alone():
