@@ -7,6 +7,7 @@ TRITONBN_TUNE, since no `tuning` block is in force there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -164,24 +165,26 @@ def fake_backward(dy: Tensor, x: Tensor, weight: Tensor | None, *others: Any) ->
 
 
 class Differentiable(torch.autograd.Function):
-    """Saves what the eager function does, but no signs."""
+    """Operators as a pair that autograd knows; saves what the eager function does, but no signs."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        name: str,
+        run: Callable[..., tuple[Tensor, Tensor]],
+        gradients: Callable[..., Sequence[Tensor | None]],
+        activation: str | None,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
         *others: Any,
     ) -> tuple[Tensor, Tensor]:
-        """The operator below autograd."""
+        """run(x, weight, bias, residual, *others) below autograd: y and statistics."""
         with torch._C._AutoDispatchBelowAutograd():
-            y, statistics = getattr(torch.ops.tritonbn, name)(x, weight, bias, residual, *others)
-        ctx.training, ctx.how = name == "training", others[-6:]
+            y, statistics = run(x, weight, bias, residual, *others)
+        ctx.gradients, ctx.activation, ctx.others = gradients, activation, others
         ctx.bias_dtype = None if bias is None else bias.dtype
-        recomputed = (None, None) if ctx.how[4] is None else (bias, residual)
+        recomputed = (None, None) if activation is None else (bias, residual)
         ctx.save_for_backward(x, weight, statistics, *recomputed)
         ctx.mark_non_differentiable(statistics)
         return y, statistics
@@ -189,20 +192,30 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """By the operator `backward`, unless it is the residual's alone, which then is dy."""
+        """By `gradients`, which knows which are wanted, unless it is the residual's alone, which then is dy."""
         x, weight, statistics, bias, residual = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[1:5])
-        passes_on = wanted[3] and ctx.how[4] is None
+        wanted = list(ctx.needs_input_grad[3:7])
+        passes_on = wanted[3] and ctx.activation is None
         asked = [*wanted[:3], wanted[3] and not passes_on]
         found: Sequence[Tensor | None] = [None] * 4
         if any(asked):
-            found = torch.ops.tritonbn.backward(
-                dy, x, weight, bias, residual, statistics, ctx.training, ctx.bias_dtype, asked, *ctx.how
-            )
+            given = dy, x, weight, bias, residual, statistics, ctx.bias_dtype
+            found = ctx.gradients(given, asked, ctx.others)
         gradients = [each if wants else None for each, wants in zip(found, asked, strict=True)]
         if passes_on:
             gradients[3] = dy
-        return None, *gradients, *[None] * (len(ctx.needs_input_grad) - 5)
+        return None, None, None, *gradients, *[None] * len(ctx.others)
+
+
+def differentiable(name: str, *given: Any) -> tuple[Tensor, Tensor]:
+    """The operator of this name, training or inference, whose backward pass is the operator `backward`."""
+
+    def gradients(passed: tuple[Any, ...], asked: Sequence[bool], others: tuple[Any, ...]) -> Sequence[Tensor]:
+        *tensors, bias_dtype = passed
+        return torch.ops.tritonbn.backward(*tensors, name == "training", bias_dtype, asked, *others[-6:])
+
+    *_, activation, _ = given
+    return Differentiable.apply(getattr(torch.ops.tritonbn, name), gradients, activation, *given)
 
 
 def register(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -216,5 +229,5 @@ def register(name: str, schema: str, implementation: Callable[..., Any], fake: C
 register("training", SCHEMAS["training"], training, fake_forward)
 register("inference", SCHEMAS["inference"], inference, fake_forward)
 register("backward", SCHEMAS["backward"], backward, fake_backward)
-LIBRARY.impl("training", lambda *given: Differentiable.apply("training", *given), "Autograd")
-LIBRARY.impl("inference", lambda *given: Differentiable.apply("inference", *given), "Autograd")
+LIBRARY.impl("training", partial(differentiable, "training"), "Autograd")
+LIBRARY.impl("inference", partial(differentiable, "inference"), "Autograd")

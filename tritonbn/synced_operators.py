@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import distributed
 from .autograd import as_allocated
@@ -22,6 +21,7 @@ from .operators import (
     LIBRARY,
     STATE,
     TENSORS,
+    Differentiable,
     arguments,
     fake_forward,
     like,
@@ -140,45 +140,6 @@ def case_of(
     return known_case(arguments(read, weight, bias, residual, state, True, *how), kernels), read
 
 
-class Differentiable(torch.autograd.Function):
-    """Saves what distributed.Synchronized does, but no signs."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *others: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Below autograd."""
-        with torch._C._AutoDispatchBelowAutograd():
-            y, statistics = training(x, weight, bias, residual, *others)
-        *_, ctx.group, ctx.ranks, kernels = others
-        ctx.how, ctx.bias_dtype = (*others[-9:-3], kernels), None if bias is None else bias.dtype
-        recomputed = (None, None) if ctx.how[4] is None else (bias, residual)
-        ctx.save_for_backward(x, weight, statistics, *recomputed)
-        ctx.mark_non_differentiable(statistics)
-        return y, statistics
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """By the operators, unless all that is wanted is the residual's, which then is dy."""
-        x, weight, statistics, bias, residual = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:4])
-        passes_on = wanted[3] and ctx.how[4] is None
-        asked = [*wanted[:3], wanted[3] and not passes_on]
-        found: list[Tensor | None] = [None] * 4
-        if any(asked):
-            given = dy, x, weight, bias, residual, statistics, ctx.bias_dtype
-            added, *found[1:] = torch.ops.tritonbn.synced_sums(*given, asked, *ctx.how)
-            if asked[0]:
-                collectives = torch.ops._c10d_functional
-                added = collectives.wait_tensor(collectives.all_reduce(added, "sum", ctx.group))
-                found[0] = torch.ops.tritonbn.synced_gradients(*given, added, *ctx.how)
-        gradients = [each if wants else None for each, wants in zip(found, asked, strict=True)]
-        if passes_on:
-            gradients[3] = dy
-        return *gradients, *[None] * (len(ctx.needs_input_grad) - 4)
-
-
 def training(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor]:
@@ -188,6 +149,22 @@ def training(
     sent, collectives = torch.ops.tritonbn.synced_moments(x, *how), torch.ops._c10d_functional
     gathered = collectives.wait_tensor(collectives.all_gather_into_tensor(sent, ranks, group)).view(ranks, -1)
     return torch.ops.tritonbn.synced_normalize(x, weight, bias, residual, *state, gathered, *how)
+
+
+def all_gradients(given: tuple[Any, ...], asked: Sequence[bool], others: tuple[Any, ...]) -> list[Tensor | None]:
+    """dx, dweight, dbias and dresidual: both halves, and the exchange between them if dx is asked for."""
+    *_, group, _, kernels = others
+    how, dx, collectives = (*others[-9:-3], kernels), None, torch.ops._c10d_functional
+    added, *found = torch.ops.tritonbn.synced_sums(*given, asked, *how)
+    if asked[0]:
+        added = collectives.wait_tensor(collectives.all_reduce(added, "sum", group))
+        dx = torch.ops.tritonbn.synced_gradients(*given, added, *how)
+    return [dx, *found]
+
+
+def differentiable(*given: Any) -> tuple[Tensor, Tensor]:
+    """training, with its backward pass."""
+    return Differentiable.apply(training, all_gradients, given[-5], *given)
 
 
 def fake_moments(x: Tensor, *how: Any) -> Tensor:
@@ -236,4 +213,4 @@ register(
 )
 register("synced_gradients", f"({GIVEN}, Tensor added, {HOW_LOCALLY}) -> Tensor", gradients, fake_gradients)
 register("synced_training", f"({TENSORS}, {STATE}, {HOW}, {HOW_MUCH}) -> {FORWARD}", training, fake_training)
-LIBRARY.impl("synced_training", Differentiable.apply, "Autograd")
+LIBRARY.impl("synced_training", differentiable, "Autograd")
