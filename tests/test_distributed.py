@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 from support import random
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from twins import assert_near, varied
 
 import tritonbn
@@ -156,6 +158,7 @@ def counted():
 def begin(rank, directory, processes, **options):
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # in favour of what older torch has not
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # in torch's own forward mode
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     where = f"file://{directory}/meeting"
@@ -172,7 +175,7 @@ def training(rank, directory):
             if rank < among in layer.among:
                 seen[name, among] = shared(layer, rank, group)
     seen["model"] = model_of_all(rank)
-    seen["evaluation"], seen["refused"] = evaluation(rank), refused(rank)
+    seen["evaluation"], seen["refused"], seen["around"] = evaluation(rank), refused(rank), around(rank)
     torch.save(seen, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -210,12 +213,33 @@ def refused(rank):
         for call in (
             lambda: torch.autograd.grad(y.sum(), x, create_graph=True),
             lambda: torch.func.grad(lambda x: module(x).sum())(x),
+            lambda: forward_mode(module, x.detach()),
         ):
             try:
                 call()
             except RuntimeError as error:
                 errors.append(str(error))
     return errors, calls
+
+
+def forward_mode(module, x):
+    with forward_ad.dual_level():
+        module(forward_ad.make_dual(x, x))
+
+
+def around(rank):
+    """A step in a checkpoint, and one with hooks; and how often moments and sums were exchanged."""
+    (x, dy), found = (part(LAYERS["images"], rank, 0, seed) for seed in (0, 2)), []
+    for kind in ("plain", "checkpoint", "hooks"):
+        module, leaf = varied(tritonbn.SyncBatchNorm(2)).double(), x.clone().requires_grad_()
+        if kind == "hooks":
+            module.register_forward_hook(lambda module, given, y: y * 2)
+            module.register_full_backward_hook(lambda module, dx, dy: (dx[0] * 3,))
+        with counted() as calls:
+            y = checkpoint(module, leaf, use_reentrant=False) if kind == "checkpoint" else module(leaf)
+            y.backward(dy)
+        found.append(([y.detach(), leaf.grad], module.num_batches_tracked, calls))
+    return found
 
 
 def run(function, directory, processes, *args):
@@ -303,10 +327,21 @@ def test_nothing_is_exchanged_in_evaluation(seen):
 
 def test_second_derivatives_and_transforms_are_refused(seen):
     for each in seen:
-        (second, transformed), calls = each["refused"]
+        (second, transformed, forward), calls = each["refused"]
+        assert "no forward mode" in forward
         assert "no second derivatives" in second
         assert "torch.func" in transformed or "functorch" in transformed
         assert not any(calls.values())
+
+
+def test_checkpoints_and_hooks(seen):
+    """The second forward pass of a checkpoint exchanges again, and updates the buffers again, as torch's does."""
+    for each in seen:
+        (plain, once, _), (again, twice, calls), (hooked, _, _) = each["around"]
+        assert_near(again, plain, 0)
+        assert (once, twice) == (1, 2)
+        assert (calls[ALL_GATHER], calls["all_reduce"]) == (2, 1)
+        assert_near(hooked, [plain[0] * 2, plain[1] * 6], UNITS)
 
 
 def failing(rank, directory, how):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import aten, autograd, devices, distributed, selection
@@ -307,7 +308,11 @@ def traced_together(given: Arguments, group: ProcessGroup) -> Tensor:
 
 
 def computed_together(given: Arguments, group: ProcessGroup) -> Tensor:
-    """By the kernels or by torch's operations, which take an empty part too."""
+    """By the kernels or by torch's operations, which take an empty part too; no tangents, which would come out late."""
+    if forward_ad._current_level >= 0 and any(
+        isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None for each in given
+    ):
+        raise RuntimeError("batch_norm: expected no tangents with a process group, where there is no forward mode")
     kernels = given.input.numel() > 0 and uses_kernels(given.input)
     x = walkable(given.input, given.axis % given.input.dim()) if kernels else given.input
     given = given._replace(input=x)

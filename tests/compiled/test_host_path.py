@@ -169,12 +169,21 @@ def test_nothing_is_compiled_or_planned_twice(recorded, monkeypatch):
     assert all(launch.arguments["num_batches_tracked"] is module.num_batches_tracked for launch in recorded[::2])
 
 
-def test_a_captured_call_loads_no_kernel(recorded, monkeypatch):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lambda x: tritonbn.batch_norm(x, None, None, training=True),
+        lambda: tritonbn.BatchNormalization(axis=1, batch_input_shape=(None, 64, 56, 56), device="meta"),
+    ],
+    ids=["batch_norm", "Keras"],
+)
+def test_a_captured_call_loads_no_kernel(recorded, monkeypatch, make):
     """While a graph is captured the driver refuses to: what runs then was made ready by the call before."""
     x = torch.empty((32, 64, 56, 56), dtype=torch.bfloat16, device="meta", requires_grad=True)
+    call = make()
 
     def train():
-        y = tritonbn.batch_norm(x, None, None, training=True)
+        y = call(x)
         torch.autograd.grad(y, x, torch.empty_like(y))
 
     train()
