@@ -32,7 +32,6 @@ LIMIT = 240
 TIMEOUT = 4
 """Seconds that a process group waits for a process that is late."""
 
-STEPS = 2
 UNITS = 1024
 """Of rounding: sums of some hundred products of numbers up to ten."""
 
@@ -55,17 +54,18 @@ class Layer:
     compiled: bool = False
     among: tuple[int, ...] = (PROCESSES,)
     """In groups of so many processes."""
+    steps: int = 1
 
 
 LAYERS = {
     "images": Layer((2, 2, 2, 2)),
     "images, by ATen": Layer(backend="aten", among=AMONG),
-    "uneven": Layer((1, 3, 2, 4), among=AMONG),
+    "uneven": Layer((1, 3, 2, 4), among=AMONG, steps=2),
     "empty first": Layer((0, 3, 0, 2), among=(2, 3, 4)),
     "empty last": Layer((2, 1, 3, 0), options={"activation": "relu"}, residual=True),
     "all but one empty, by ATen": Layer((0, 0, 4, 0), among=(3, 4), options={"activation": "silu"}, backend="aten"),
     "a value each": Layer((1, 1, 1, 1), (3,)),
-    "features": Layer((4, 2, 3, 1), (9,), options={"momentum": None}),
+    "features": Layer((4, 2, 3, 1), (9,), options={"momentum": None}, steps=2),
     "volumes": Layer(shape=(2, 2, 1, 3), options={"affine": False}),
     "no buffers": Layer(options={"track_running_stats": False}),
     "channels_last": Layer(shape=(8, 2, 2), memory_format=torch.channels_last),
@@ -78,10 +78,10 @@ LAYERS = {
     "float32": Layer((2, 3, 1, 4), dtype=torch.float32),
     "float32, by ATen": Layer((2, 3, 1, 4), dtype=torch.float32, backend="aten"),
     "bfloat16": Layer((2, 3, 1, 4), dtype=torch.bfloat16, parameters=torch.float32, among=(3,)),
-    "compiled": Layer((2, 3, 1, 4), among=(3,), options={"activation": "relu"}, residual=True, compiled=True),
-    "compiled, one empty": Layer((2, 0, 1, 4), among=(3,), compiled=True),
-    "compiled, cumulative": Layer(among=(2,), options={"momentum": None}, compiled=True),
-    "compiled, by ATen": Layer(among=(2,), options={"activation": "silu"}, compiled=True, backend="aten"),
+    "compiled": Layer((2, 3, 1, 4), among=(3,), options={"activation": "relu"}, residual=True, compiled=True, steps=2),
+    "compiled, one empty": Layer((2, 0, 1, 4), among=(3,), compiled=True, steps=2),
+    "compiled, cumulative": Layer(among=(2,), options={"momentum": None}, compiled=True, steps=2),
+    "compiled, by ATen": Layer(among=(2,), options={"activation": "silu"}, compiled=True, steps=2, backend="aten"),
 }
 
 
@@ -111,7 +111,7 @@ def shared(layer, rank, group):
         call = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=layer.options != {})
     steps = []
     with tritonbn.backend(layer.backend), counted() as calls:
-        for number in range(STEPS):
+        for number in range(layer.steps):
             x, residual, dy = (part(layer, rank, number, seed) for seed in range(3))
             steps.append(step(call, module.parameters(), x, residual if layer.residual else None, dy))
     return {"steps": steps, "buffers": list(module.buffers()), "calls": calls}
@@ -127,7 +127,7 @@ def alone(layer, among):
         return aten.activate(module(x) if residual is None else module(x) + residual, activation, slope)
 
     steps = []
-    for number in range(STEPS):
+    for number in range(layer.steps):
         parts = [[part(layer, rank, number, seed).double() for rank in range(among)] for seed in range(3)]
         x, residual, dy = (torch.cat(each) for each in parts)
         steps.append(step(call, module.parameters(), x, residual if layer.residual else None, dy))
@@ -289,7 +289,7 @@ def test_as_one_process_with_the_whole_batch(seen, name, among):
         exchanges = among > 1 and not layer.compiled  # where they are torch's operators
         launches = (4 if among > 1 else 2) if by_kernels else 0
         assert each["calls"] == {
-            "run": STEPS * launches, ALL_GATHER: STEPS * exchanges, "all_reduce": STEPS * exchanges,
+            "run": layer.steps * launches, ALL_GATHER: layer.steps * exchanges, "all_reduce": layer.steps * exchanges,
         }  # fmt: skip
 
 
