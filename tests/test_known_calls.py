@@ -11,7 +11,7 @@ import torch
 from support import DEVICE, random
 
 import tritonbn
-from tritonbn import functional
+from tritonbn import forms, functional
 
 EQUAL = {
     "axis": (1, [1.0, True, Decimal(1), np.int32(1), 1 + 0j]),
@@ -83,6 +83,99 @@ def test_the_oldest_make_room_and_come_back(monkeypatch):
     again = [outcome(eps=eps) for eps in (0.1, 0.2, 0.3)]
     torch.testing.assert_close(again, first, rtol=0, atol=0)
     assert len(functional._cases) == 2
+
+
+def test_what_is_known_of_vectors_is_bounded(monkeypatch):
+    monkeypatch.setattr(forms, "MOST", 2)
+    for name in ("_seen", "_numbers"):
+        monkeypatch.setattr(forms, name, {})
+    vectors = [[torch.zeros(n), torch.ones(n)] for n in (3, 3, 3, 4, 5, 6)]
+    assert len({forms.forms(*each) for each in vectors}) == 4
+    assert len(forms._seen) == len(forms._numbers) == 2
+
+
+VECTORS = {
+    "strided": lambda: torch.arange(6.0)[::2],
+    "reversed": lambda: torch._neg_view(-torch.arange(3.0)),
+    "expanded": lambda: torch.full((1,), 2.0).expand(3),
+    "double": lambda: torch.arange(3.0, dtype=torch.float64),
+    "short": lambda: torch.arange(2.0),
+    "matrix": lambda: torch.arange(3.0)[:, None],
+    "sparse": lambda: torch.arange(3.0).to_sparse(),
+    "elsewhere": lambda: torch.arange(3.0, device="meta"),
+    "number": lambda: 3.0,
+    "none": lambda: None,
+}
+"""What can take the place of a vector (3,)."""
+
+
+def result(function, *arguments):
+    try:
+        return function(*arguments)
+    except (AttributeError, RuntimeError) as error:
+        return repr(error)
+
+
+@pytest.fixture(params=["guards", "no guards"])
+def guards(request, monkeypatch):
+    """With torch's own comparison, and as where torch has none."""
+    monkeypatch.setattr(forms, "_seen", {})
+    if request.param == "no guards":
+        monkeypatch.setattr(forms, "TensorGuards", None)
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("make", VECTORS.values(), ids=VECTORS)
+def test_every_vector_is_compared_at_every_call(guards, make, place):
+    """All but one are those of the calls before."""
+    mine = [*(torch.zeros(3) for _ in range(4)), torch.tensor(0)]
+    changed = [*mine[:place], make(), *mine[place + 1 :]]
+    expected = result(forms.forms, *changed)
+    forms._seen.clear()
+    before = [forms.forms(*mine) for _ in range(3)]
+    assert result(forms.forms, *changed) == expected != before[0]
+    assert {*before, forms.forms(*mine)} == {before[0]}
+
+
+def test_parameters_that_change_where_they_are(guards):
+    module, x = tritonbn.BatchNorm1d(3, device=DEVICE), random((4, 3, 2))
+    for _ in range(3):
+        module(x)
+    module.weight.data = torch.arange(6.0, device=DEVICE)[::2]
+    module.bias.data = torch.zeros(1, device=DEVICE).expand(3)
+    expected = torch.nn.functional.batch_norm(x, None, None, torch.tensor([0.0, 2, 4], device=DEVICE), training=True)
+    torch.testing.assert_close(module(x), expected)
+    module.running_var.data = module.running_var.data.double()
+    with pytest.raises(RuntimeError, match="running_var of dtype"):
+        module(x)
+    module.running_var.data = module.running_var.data.float()[:2]
+    with pytest.raises(RuntimeError, match="running_var to contain 3 elements"):
+        module(x)
+
+
+def test_training_and_evaluation_in_turns(guards):
+    module, x = tritonbn.BatchNorm1d(3, device=DEVICE), random((4, 3, 2))
+    for _ in range(3):
+        y = module.train()(x)
+        assert not torch.equal(module.eval()(x), y)
+        with torch.no_grad():
+            module.train()(x)
+    assert module.num_batches_tracked == 6
+
+
+@pytest.mark.skipif(forms.TensorGuards is None, reason="expected a torch that compares tensors in one go")
+def test_what_a_module_holds_is_not_looked_at_again_and_again(monkeypatch):
+    module, x = tritonbn.BatchNorm1d(3, device=DEVICE), random((4, 3, 2))
+    for _ in range(2):
+        module(x)
+    seen = []
+    original = forms.form
+    monkeypatch.setattr(forms, "form", lambda tensor: (seen.append(tensor), original(tensor))[1])
+    module(x)
+    assert seen == []
+    module.weight.data = torch.ones(6, device=DEVICE)[::2]
+    module(x)
+    assert len(seen) == 5
 
 
 def test_a_backward_pass_outlives_its_forward_pass_case():

@@ -37,6 +37,10 @@ def batch_norm(
     return plan.inference(case, x, weight, bias, residual, state, keeps_statistics=False, keeps_signs=False)[0]
 
 
+NO_OTHERS = None, None, None
+"""Signs, bias and residual of a batch norm without an activation."""
+
+
 class BatchNorm(torch.autograd.Function):
     """Saves x, weight and statistics (2, C); with an activation also bias, and of a residual one bit an element.
 
@@ -56,23 +60,24 @@ class BatchNorm(torch.autograd.Function):
     ) -> Tensor:
         keeps_signs = residual is not None and case.activation in ("relu", "leaky_relu")
         recomputes = case.activation is not None and not keeps_signs
-        require_savable(x, weight, *((bias, residual) if recomputes else ()))
+        kept_bias, kept_residual = (bias, residual) if recomputes else (None, None)
+        require_savable(x, weight, kept_bias, kept_residual)
         if case.training:
             y, statistics, signs = plan.training_forward(case, x, weight, bias, residual, state, keeps_signs)
         else:
             y, statistics, signs = plan.inference(case, x, weight, bias, residual, state, True, keeps_signs)
-        if recomputes:
-            ctx.save_for_backward(x, weight, statistics, signs, bias, residual)
+        if case.activation is None:
+            ctx.save_for_backward(x, weight, statistics)
         else:
-            ctx.save_for_backward(x, weight, statistics, signs)
+            ctx.save_for_backward(x, weight, statistics, signs, kept_bias, kept_residual)
         ctx.case = case
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         case = ctx.case
-        x, weight, statistics, signs, *recomputed = ctx.saved_tensors
-        bias, residual = recomputed or (None, None)
+        x, weight, statistics, *others = ctx.saved_tensors
+        signs, bias, residual = others or NO_OTHERS
         x, statistics = laid_out(x, case.x), as_allocated(statistics)
         weight = weight if weight is None else weight.contiguous()
         signs = signs if signs is None else as_allocated(signs)
@@ -83,7 +88,7 @@ class BatchNorm(torch.autograd.Function):
             dresidual = dy if wants_dresidual else None
             separate = torch.empty_like(x) if wants_dresidual and case.activation is not None else None
             dweight = torch.empty_like(weight) if wants_dweight else None
-            dbias = case.empty_vector(case.bias_dtype) if wants_dbias else None
+            dbias = torch.empty_like(case.dbias) if wants_dbias else None
             try:
                 if not (dx is separate is dweight is dbias is None):
                     plan.backward(case, x, dy, weight, bias, statistics, residual, signs, dx, separate, dweight, dbias)
@@ -100,15 +105,24 @@ class BatchNorm(torch.autograd.Function):
         return dx, dweight, dbias, dz.to(dy.dtype) if wants_dresidual else None, None, None
 
 
-def require_savable(*tensors: Tensor | None) -> None:
+def require_savable(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None = None, residual: Tensor | None = None
+) -> None:
     """Raise for a tensor of inference mode: torch does too, but when the running buffers are updated."""
-    for tensor in tensors:
-        if tensor is not None and tensor.is_inference():
-            raise RuntimeError("batch_norm: expected tensors that can be saved for backward, got one of inference mode")
+    if (
+        x.is_inference()
+        or (weight is not None and weight.is_inference())
+        or (bias is not None and bias.is_inference())
+        or (residual is not None and residual.is_inference())
+    ):
+        raise RuntimeError("batch_norm: expected tensors that can be saved for backward, got one of inference mode")
 
 
 apply = super(torch.autograd.Function, BatchNorm).apply
 """Function.apply looks for torch.func's transforms first, which never get here: backends.uses_kernels."""
+
+BatchNorm._backward_cls.apply = BatchNorm.backward
+"""What the engine calls: torch's own looks at every step for which of two methods there is."""
 
 
 def is_batched(tensor: Tensor) -> bool:

@@ -43,9 +43,14 @@ class Case(Plans):
     def __post_init__(self) -> None:
         self.channels = self.shape[self.axis]
         self.bias_dtype = self.vectors[3]
-        one = torch.empty((), dtype=statistics_dtype(self.dtype), device=self.place)
-        self.statistics = one.expand(2, self.channels)
-        """Of the form of mean and invstd; what is like it has memory of its own."""
+        self.statistics = self.pattern(2, self.channels, dtype=statistics_dtype(self.dtype))
+        """Of the form of mean and invstd."""
+        self.dbias = None if self.bias_dtype is None else self.pattern(self.channels, dtype=self.bias_dtype)
+        """Of the form of the bias' gradient."""
+
+    def pattern(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """A tensor that holds a single number; what is like it has memory of its own."""
+        return torch.empty((), dtype=dtype, device=self.place).expand(shape)
 
     def empty_vector(self, dtype: torch.dtype) -> Tensor:
         """Room for a number a channel."""

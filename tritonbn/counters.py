@@ -8,6 +8,7 @@ its own, zeroed in the graph, since graphs may be replayed on any stream.
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import torch
 import triton
@@ -49,7 +50,13 @@ def current_stream(device: torch.device) -> int:
 
 def capturing(device: torch.device) -> bool:
     """Whether launches are being recorded into a graph instead of run."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return is_cuda(device) and torch.cuda.is_current_stream_capturing()
+
+
+@cache
+def is_cuda(device: torch.device) -> bool:
+    """Looked up, since torch spells a device's type out each time that it is asked."""
+    return device.type == "cuda"
 
 
 def take(device: torch.device, size: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch.compiler import is_compiling
 from . import aten, autograd, devices, distributed, selection
 from .backends import innermost_transform, traces_kernels, uses_kernels
 from .case import Case
+from .forms import form, forms
 from .launch import dense, dense_strides, statistics_dtype, walkable
 from .sample_case import SampleCase
 
@@ -109,12 +110,9 @@ def batch_norm(
         if uses_kernels(input):
             key = (
                 devices.planned_for(), selection.setting(), training, momentum.__class__, eps, axis, correction,
-                activation, negative_slope, form(input), form(weight), form(bias), form(running_mean),
-                form(running_var), form(residual),
-                None if num_batches_tracked is None else (
-                    num_batches_tracked.shape, num_batches_tracked.dtype, num_batches_tracked.device,
-                    num_batches_tracked.layout,
-                ),
+                activation, negative_slope, form(input), form(residual),
+                forms(running_mean, running_var, weight, bias) if num_batches_tracked is None
+                else forms(running_mean, running_var, weight, bias, num_batches_tracked),
                 None if momentum.__class__ is float or not isinstance(momentum, Tensor) else form(momentum),
             )  # fmt: skip
             case = _cases.get(key)
@@ -191,13 +189,6 @@ MOST_CASES = 4096
 _remembering = Lock()
 register_at_fork(after_in_child=_remembering._at_fork_reinit)
 """Held by the thread that changes `_cases`."""
-
-
-def form(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    """Of a tensor all that checks and plans depend on."""
-    if tensor is None:
-        return None
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg()
 
 
 def remember(key: tuple[Any, ...], case: AnyCase) -> AnyCase:

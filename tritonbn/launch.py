@@ -29,7 +29,7 @@ TAKES_CONSTEXPRS = tuple(int(part) for part in triton.__version__.split(".")[:2]
 """Whether a compiled kernel is given its constexprs too, which it ignores."""
 
 HOOKS = triton.knobs.runtime if hasattr(triton, "knobs") else CompiledKernel
-"""Where Triton keeps what it calls at every launch: on the kernels before Triton 3.4."""
+"""Where Triton keeps what it calls at every launch, for a profiler: on the kernels before Triton 3.4."""
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -185,28 +185,34 @@ class Plan:
                 return
             driver = DRIVERS.active
             device = driver.get_current_device()
-            if place.index not in (None, device) and place.type in ("cuda", "xpu"):
-                with torch.get_device_module(place).device(place.index):
+            index = place.index
+            if index is not None and index != device and place.type in ("cuda", "xpu"):
+                with torch.get_device_module(place).device(index):
                     return self.run(place, *arguments)
             odd = 0
             for position in self.specialized:
-                if arguments[position] is not None:
-                    odd |= arguments[position].data_ptr()
+                tensor = arguments[position]
+                if tensor is not None:
+                    odd |= tensor.data_ptr()
             key = driver, device, odd % POINTER_ALIGNMENT and self.misaligned(arguments)
             ready = self.compiled.get(key)
-            if ready is None:
+            first = ready is None
+            if first:
                 launched = False
                 ready = [self.prepare(arguments, *launch) for launch in self.launches]
                 if self.captured is not None:
                     self.captured.make_ready(key, arguments)
             stream = driver.get_current_stream(device)
+            enter, leave = HOOKS.launch_enter_hook, HOOKS.launch_exit_hook
+            watched = getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
             for kernel, grid, run, handles, rest in ready:
-                if is_watched():
+                if watched:
                     kernel[grid](*arguments, *rest, stream=stream)
                 else:
                     run(*grid, stream, *handles, None, None, None, *arguments, *rest)
                 launched = True
-            self.compiled[key] = ready
+            if first:
+                self.compiled[key] = ready
         except BaseException as error:
             counters.forget()
             of_config = isinstance(error, Exception) and not isinstance(error, NOT_OF_A_CONFIG)
@@ -230,9 +236,3 @@ class Plan:
         names = [p.name for p in self.kernel.params if p.is_constexpr and TAKES_CONSTEXPRS]
         rest = (*self.sizes, *(keywords[name] for name in names))
         return compiled, (*grid, 1, 1), compiled.run, (compiled.function, compiled.packed_metadata), rest
-
-
-def is_watched() -> bool:
-    """Whether somebody, such as a profiler, has asked Triton to be called at every launch."""
-    enter, leave = HOOKS.launch_enter_hook, HOOKS.launch_exit_hook
-    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))

@@ -12,7 +12,7 @@ from . import scratch
 from .case import Case, fixed
 from .configs import Config, Epilogue, Mode, Work
 from .cutting import cut_keywords, cut_plan, packs
-from .geometry import describe
+from .geometry import MOST_AXES, describe
 from .kernels import (
     backward_kernel,
     forward_kernel,
@@ -122,7 +122,8 @@ def backward(
     dbias: Tensor | None,
 ) -> None:
     """Fill those of the gradients that are given; in training the statistics were those of x itself."""
-    dy = walkable_beside(x, case.axis, dy)
+    if dy.is_neg() or len(case.shape) > MOST_AXES:
+        dy = walkable_beside(x, case.axis, dy)
     if signs is not None and case.form(dy.stride()) != case.form():
         dy = torch.empty_like(x).copy_(dy)
     lies = None
@@ -131,8 +132,11 @@ def backward(
         lies = residual.stride()
     if not case.dense:
         weight, bias = dense(weight), dense(bias)
-    given = signs is not None, dx is not None, dresidual is not None, dweight is not None, dbias is not None
-    plan = case.plan(Backward, dy.stride(), lies, *given)
+    key = (
+        dy.stride(), lies,
+        signs is not None, dx is not None, dresidual is not None, dweight is not None, dbias is not None,
+    )  # fmt: skip
+    plan = case.plan(Backward, *key)
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
     failure = None
     try:
@@ -143,7 +147,7 @@ def backward(
     except UnfitError as raised:
         failure = raised  # gone on with outside, where no chain of contexts grows
     if failure is not None:
-        with case.without(failure, Backward, dy.stride(), lies, *given):
+        with case.without(failure, Backward, *key):
             backward(case, x, dy, weight, bias, statistics, residual, signs, dx, dresidual, dweight, dbias)
 
 

@@ -50,7 +50,8 @@ class Plans:
     def plan(self, kind: Pass, *key: Any) -> Any:
         """The plan of this pass and key, made once for each share of the GPU in which programs may wait."""
         plan = self.plans.get((counters.SHARE, kind, key)) or self.plan_for(counters.SHARE, kind, key)
-        return self.plan_for(counters.share(self.place), kind, key) if plan.waits else plan
+        share = counters.share(self.place) if plan.waits else counters.SHARE
+        return plan if share == counters.SHARE else self.plan_for(share, kind, key)
 
     def plan_for(self, share: int, kind: Pass, key: tuple[Any, ...]) -> Any:
         """The same for one share."""

@@ -215,6 +215,27 @@ def test_nobody_waits_for_the_device(recorded, monkeypatch):
     assert recorded[0].arguments["num_batches_tracked"] is module.num_batches_tracked
 
 
+@pytest.mark.skipif(not hasattr(triton, "knobs"), reason="expected Triton 3.4, where several may ask to be called")
+def test_a_profiler_is_told_of_every_launch(recorded):
+    """Whoever asks Triton to be called at a launch finds its hook among what the driver is given."""
+
+    def seen():
+        recorded.clear()
+        tritonbn.batch_norm(torch.randn(SHAPE), None, None, training=True)
+        return recorded[0].values[2:4]
+
+    def hook(_):
+        pass
+
+    runtime = triton.knobs.runtime
+    assert seen() == (None, None)
+    for chain in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+        chain.add(hook)
+        assert seen() == (runtime.launch_enter_hook, runtime.launch_exit_hook)
+        chain.remove(hook)
+    assert seen() == (None, None)
+
+
 def test_the_driver_is_restored():
     config = triton.runtime.driver
     before = config._active
