@@ -82,6 +82,29 @@ def test_constant_channel():
     assert tritonbn.batch_norm(x, None, None, training=True).abs().max() < 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of numpy, in lanes that hold no element
+@pytest.mark.parametrize("sizes", [(1, 1, 8, 1), (1, 1, 8, 3), (2, 1, 64, 1)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [1000.0, -0.1, 60000.0])
+def test_a_constant_channel_in_16_bits_is_exact(cut, value, dtype, sizes):
+    """The sum of equal values is exact, whatever their number, and so is its quotient: nothing is left of them."""
+    cut(*sizes)
+    x = torch.full((3, 2, 19), value, device=DEVICE, dtype=dtype)
+    mean, var = batch_statistics(x)
+    assert (mean == x[0, 0, 0].float()).all()
+    assert (var == 0).all()
+    assert (tritonbn.batch_norm(x, None, None, training=True) == 0).all()
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 8, 1), (1, 1, 8, 3), (1, 1, 1024, 1)])
+def test_variance_of_few_steps_far_from_zero(cut, sizes):
+    """float16 has half a unit between neighbours at 1000: all values are one of two, most of them the same."""
+    cut(*sizes)
+    x = torch.full((1, 1, 800), 1000.0, dtype=torch.float16)
+    x[..., ::40] = 1000.5
+    assert relative_error(batch_statistics(x.to(DEVICE))[1], x) < 1e-4
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])

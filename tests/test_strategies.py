@@ -93,7 +93,32 @@ def test_programs_that_take_chunk_after_chunk(cut, programs):
         compare(random((7, 5, 4)), **vectors(5))
 
 
-@pytest.mark.parametrize(("strategy", "window"), [("split", 1), ("dataflow", 1), ("dataflow", 3), ("dataflow", 8)])
+RAGGED = {
+    "rows of several tiles": ((3, 2, 1, 9), FIRST, (1, 1, 4), 2),
+    "rows of so many tiles that a kernel serves any number": ((2, 1, 1, 70), FIRST, (1, 1, 2), 4),
+    "whole rows": ((7, 3, 2, 2), FIRST, (1, 1, 4), 3),
+    "strips of all rows": ((3, 2, 1, 9), FIRST, (1, 4, 2), 2),
+    "channels last": ((7, 20, 1, 4), LAST, (8, 1, 4), 3),
+    "planes folded": ((7, 12, 7, 7), FIRST, (1, 2, 1), 3),
+    "pixels folded": ((2, 3, 19, 9), LAST, (1, 1, 1), 2),
+}
+"""Shape and memory format of x, the tile, and tiles of a chunk, of which the last chunk has fewer."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("shape", "memory_format", "sizes", "tiles"), RAGGED.values(), ids=RAGGED)
+def test_a_last_chunk_of_fewer_tiles(cut, shape, memory_format, sizes, tiles, strategy, dtype):
+    x, dy = pair(shape, memory_format, dtype)
+    assert chunks_of(x, sizes) % tiles
+    cut(*sizes, tiles, strategy=strategy)
+    with side_by_side(0, SLOTS):
+        compare(x, dy=dy, **vectors(shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "window"), [("resident", 1), ("split", 1), ("dataflow", 1), ("dataflow", 3), ("dataflow", 8)]
+)
 def test_chunks_of_several_tiles(cut, strategy, window):
     """Seven tiles in chunks of three, the last of one; five blocks in windows that they do not fill."""
     cut(1, 1, 4, 3, strategy=strategy, window=window)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from .geometry import FULL_ACCESS, Fold, Geometry
+from .gpus import Device
 
 Mode = Literal[
     "forward",
@@ -35,6 +36,11 @@ ONE_SWEEP: tuple[Mode, ...] = (*UNMERGED, "sums", "moments")
 
 Strategy = Literal["resident", "dataflow", "split"]
 """One launch that keeps its tiles in registers; one that reads them twice; two launches, or one sweep."""
+
+Layout = Literal["planes", "runs", "rows"]
+"""Channels-first, folded (kernels/fold.py) and channels-last."""
+
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 Epilogue = Literal["none", "sign", "value"]
 """What a gradient takes beside dy and x - mean: nothing; the sign of z; its value. Forward: nothing, or more than x."""
@@ -72,6 +78,13 @@ class Work:
         return None if self.mode.startswith("sample") else self.geometry.fold(self.itemsize)
 
     @cached_property
+    def layout(self) -> Layout:
+        """How the tensors lie."""
+        if self.fold:
+            return "runs"
+        return "rows" if self.geometry.channels_last else "planes"
+
+    @cached_property
     def accesses(self) -> int:
         """Elements that one access moves."""
         fast = 3 if self.geometry.channels_last else 4
@@ -90,7 +103,7 @@ class Config:
     block_i: int
     """The tile: channels x outer x inner, powers of two; a folded one: runs of block_i lanes, block_o at a time."""
     tiles_per_chunk: int = 1
-    """Tiles that one program takes, one after the other; a resident one takes one."""
+    """Tiles that one program takes: a resident one all at once, another one after the other."""
     num_warps: int = 4
     strategy: Strategy = "split"
     stages: int = 1
@@ -124,6 +137,20 @@ class Config:
     def elements(self) -> int:
         """Elements of a tile."""
         return self.block_o * self.block_i * (1 if self.lanes else self.block_c)
+
+    @property
+    def held(self) -> int:
+        """Elements of a tensor that a program holds at once: of a chunk if it is resident, else of a tile."""
+        return self.elements * (self.tiles_per_chunk if self.strategy == "resident" else 1)
+
+
+MERGED_A_THREAD = 4
+"""Results of chunks that a thread loads at once."""
+
+
+def merged_at_once(config: Config, device: Device) -> int:
+    """Chunks whose results, of all channels of a block, a program loads and merges in one piece: a power of two."""
+    return max(1, MERGED_A_THREAD * config.num_warps * device.warp_size // config.block_c)
 
 
 def power_of_two(size: int) -> int:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 import re
 
-from .configs import ONE_SWEEP, SECTOR, UNMERGED, Config, Work, power_of_two
+from .configs import ONE_SWEEP, SECTOR, UNMERGED, Config, Work, merged_at_once, power_of_two
 from .devices import Device
 from .geometry import FULL_ACCESS
-from .kernels.welford import MERGED_AT_ONCE
 
 READ = {
     "forward": 1,
@@ -31,23 +30,57 @@ WRITTEN = {mode: 0 if mode in ("sums", "moments") else 1 for mode in READ}
 SPARE_REGISTERS = 32
 """Registers a thread for everything but the tile, a few results of other chunks included; folded ones take more."""
 
-FOLDING = 28
+FOLDING = 40
+
+LOOPING = 8
+"""Where a resident program takes one chunk after the other."""
+
+OFFSETS = 6
+"""Where it looks for what rounding the mean has lost, in 32 and 64 bits."""
+
+VOLTA = 0.8
+"""The compiler for Volta makes do with so much of what a packed forward pass needs elsewhere."""
+
+AMD = 1.4
+"""How much more each element of a forward pass takes there."""
 
 NARROW = 16
 WIDE = 8
 """Channels-last tiles of more than so many channels take more."""
 
-RESULTS = 3
+RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
 """Numbers of each chunk that are merged."""
 
-FEW_RESULTS = 8
+MERGING = 1.5
+"""Registers for each of those that a thread has loaded, where a loop takes one piece after the other."""
+
+FEW_RESULTS = 4
 """So many of them a thread take no more registers."""
 
-PACKED_ELEMENT = {"forward": 1.5, "backward": 1.7}
-"""Registers for each element of x of a resident tile in 16 bits, backward with one of dy."""
+HELD_SPARE = {"forward": 34, "backward": 32}
+"""The same of a resident program."""
 
-HELD_ELEMENT = {2: 2.2, 4: 2.2, 8: 5.2}
-"""The same for each element of each tensor that is held as it is computed with, by its bytes in memory."""
+DOUBLE_SPARE = 2.4
+"""How many times as many in float64."""
+
+HELD_ELEMENT = {("forward", True): 0.8, ("forward", False): 1.2, ("backward", True): 1.4, ("backward", False): 2.3}
+"""Registers for each element of x of a resident chunk, backward with one of dy: packed in 16 bits, or converted."""
+
+FOLDED_ELEMENT = 0.5
+"""The same for each element of a folded forward pass, packed."""
+
+HELD_CHANNEL = {"forward": 4.3, "backward": 3.4}
+"""The same for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
+
+HELD_EPILOGUE = {
+    ("none", "forward"): 0.0,
+    ("none", "backward"): 0.0,
+    ("sign", "forward"): 0.0,
+    ("sign", "backward"): 0.7,
+    ("value", "forward"): 0.0,
+    ("value", "backward"): 2.4,
+}
+"""What an epilogue adds to these."""
 
 STREAMED_ELEMENT = {
     "forward": 1.25,
@@ -81,20 +114,20 @@ EPILOGUE_ELEMENT = {
         "gradients": 3.0,
     },
 }
-"""What an epilogue adds to these, for each element."""
+"""What an epilogue adds to these, for each element of other programs."""
 
 MOST_REGISTERS = 255
 
-LATENCY = 0.7e-6
+LATENCY = 0.4e-6
 """Seconds from a program's start until it moves bytes at full speed, and at its end."""
 
 TILE_LATENCY = 0.5e-6
 """The same for each further tile of a chunk."""
 
-WARP = 0.1e-6
+WARP = 0.04e-6
 """What each of its warps adds, since a program's warps wait for each other."""
 
-EXCHANGE = 0.4e-6
+EXCHANGE = 0.7e-6
 """What waiting for the other chunks costs a program, if they start together."""
 
 VECTOR_BYTES = 16
@@ -106,20 +139,20 @@ EXCHANGED_BYTES = 32
 SPILLED = 2 / 3
 """Of a spilled byte, which is written and read again, as much as memory would notice: it mostly stays in the L2."""
 
-HIDDEN = 0.8
+HIDDEN = 0.4
 """The part of these, and of computing, that other programs hide from the second wave on, if not all wait alike."""
 
-LOCKSTEP = 4
+LOCKSTEP = 5
 """A channel with more chunks than one in so many of the GPU's places makes all of them wait alike."""
 
 COOPERATIVE = 1e-6
 """What it costs a launch to find room for all of its programs at once."""
 
-PROGRAM = 1e-9
+PROGRAM = 0.7e-9
 """What starting a program costs the whole GPU."""
 
-MERGED = 5e-9
-"""What a chunk of up to 64 channels costs those who merge its numbers."""
+MERGED = 0.35e-6
+"""What it takes to merge the numbers of as many chunks as are loaded at once, while all others wait."""
 
 LAUNCH = 4e-6
 """What a launch costs, the host's part included."""
@@ -128,10 +161,16 @@ L2_SPEED = 2
 """How much faster the L2 is than memory, about."""
 
 L2_SHARE = 0.5
-"""The part of the L2 that what was read is still found in; in simulation a dataflow of rows found nothing there."""
+"""The part of the L2 that what was read is still found in: in simulation a dataflow of rows finds all or nothing."""
 
 FASTEST_SM = 3
 """How many SMs' share of the memory one SM alone can use."""
+
+HELD_INSTRUCTIONS = {("forward", True): 11, ("forward", False): 12, ("backward", True): 13, ("backward", False): 13}
+"""For each element that a resident program holds, packed or converted, in all of its sweeps."""
+
+PROGRAM_INSTRUCTIONS = {"planes": 180, "runs": 1100, "rows": 900}
+"""What each of its threads does beside: finding its tiles, and sums over the lanes of a warp."""
 
 INSTRUCTIONS = {
     "forward": 14,
@@ -142,7 +181,7 @@ INSTRUCTIONS = {
     "normalize": 6,
     "gradients": 10,
 }
-"""For each element, in all of its sweeps."""
+"""For each element of other programs, in all of their sweeps."""
 
 ACCESS_INSTRUCTIONS = 6
 """For each access to one tensor."""
@@ -150,34 +189,60 @@ ACCESS_INSTRUCTIONS = 6
 COPYING = 2
 """How many times as many if it goes through shared memory."""
 
+BUSY_WARPS = 15
+"""Warps of an SM that keep it busy."""
+
 LANES = 128
 """Instructions that an SM begins at each tick of its clock, in four places, one warp at a time in each."""
 
 
 def registers_needed(work: Work, config: Config, device: Device) -> int:
-    """Registers a thread that leave the compiler room for all that the tile needs."""
-    geometry, itemsize, mode, epilogue = work.geometry, work.itemsize, work.mode, work.epilogue
-    per_thread = math.ceil(config.elements / (config.num_warps * device.warp_size))
-    if config.strategy != "resident":
-        element = STREAMED_ELEMENT[mode] * max(1, itemsize // 4)
-    elif config.packed:
-        element = PACKED_ELEMENT[mode]
-    else:
-        element = HELD_ELEMENT[itemsize] * READ[mode]
-    element += EPILOGUE_ELEMENT[epilogue][mode] * max(1, itemsize // 4)
-    narrow = FULL_ACCESS / itemsize / work.accesses - 1
-    needed = SPARE_REGISTERS + per_thread * (element + narrow / 8)
-    if config.block_c > NARROW and geometry.channels_last:
-        needed += WIDE
+    """Registers a thread that leave the compiler room for all that the tiles need."""
+    registers = held_registers if config.strategy == "resident" else streamed_registers
+    per_thread = math.ceil(config.held / (config.num_warps * device.warp_size))
+    needed = registers(work, config, device, per_thread)
     if config.lanes:
-        needed += FOLDING if epilogue == "none" or mode != "backward" else 2 * FOLDING
-    if mode not in UNMERGED and (chunks := config.chunks(geometry)) > 1:
-        merged = RESULTS * min(power_of_two(chunks) * config.block_c, MERGED_AT_ONCE.value)
-        merged /= config.num_warps * device.warp_size
-        if config.strategy == "resident":
-            needed += max(0, 1.2 * merged - FEW_RESULTS)
-        needed = max(needed, SPARE_REGISTERS + 2 * merged)
-    return 8 * math.ceil(needed / 8)
+        needed += FOLDING if work.epilogue == "none" or work.mode != "backward" else 1.7 * FOLDING
+    return 8 * math.ceil((needed + per_thread * (FULL_ACCESS / work.itemsize / work.accesses - 1) / 8) / 8)
+
+
+def held_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
+    """Of a resident program, so many elements a thread."""
+    mode, double = work.mode, max(1, work.itemsize // 4)
+    element, fixed = HELD_ELEMENT[mode, config.packed], HELD_SPARE[mode] * (DOUBLE_SPARE if double > 1 else 1)
+    if work.layout == "rows":
+        fixed += HELD_CHANNEL[mode] * double * min(work.accesses, per_thread)
+    if config.packed and mode == "forward" and work.layout == "runs":
+        element = FOLDED_ELEMENT
+    elif config.packed and mode == "forward" and device.arch == "sm_70":
+        element, fixed = element * VOLTA, fixed * VOLTA
+    if work.itemsize > 2 and mode == "forward":
+        fixed += OFFSETS
+    if config.at_once:
+        fixed += LOOPING
+    if device.backend == "hip" and mode == "forward":
+        element *= AMD
+    results, chunks = results_at_once(work, config, device), power_of_two(config.chunks(work.geometry))
+    if chunks > 1:
+        is_loop = chunks > merged_at_once(config, device)
+        fixed += double * (MERGING * results if is_loop else max(0, results - FEW_RESULTS))
+    return fixed + per_thread * double * (element + HELD_EPILOGUE[work.epilogue, mode])
+
+
+def streamed_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
+    """Of a program that takes one tile after the other."""
+    mode, double = work.mode, max(1, work.itemsize // 4)
+    fixed = SPARE_REGISTERS + (WIDE if work.layout == "rows" and config.block_c > NARROW else 0)
+    needed = fixed + per_thread * double * (STREAMED_ELEMENT[mode] + EPILOGUE_ELEMENT[work.epilogue][mode])
+    if mode not in UNMERGED and config.chunks(work.geometry) > 1:
+        needed = max(needed, SPARE_REGISTERS + 2 * results_at_once(work, config, device))
+    return needed
+
+
+def results_at_once(work: Work, config: Config, device: Device) -> float:
+    """Numbers of other chunks that a thread loads at once."""
+    chunks = min(power_of_two(config.chunks(work.geometry)), merged_at_once(config, device))
+    return RESULTS[work.mode] * chunks * config.block_c / (config.num_warps * device.warp_size)
 
 
 def places(work: Work, config: Config, registers: int, device: Device) -> int:
@@ -222,48 +287,62 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
         return math.inf
     chunks, blocks = config.chunks(geometry), config.channel_blocks(geometry)
     programs, slots = blocks * chunks, per_sm * device.sm_count
-    tiles = min(config.tiles_per_chunk, config.tiles(geometry))
-    chunk = tiles * tile_bytes(work, config)
+    resident = config.strategy == "resident"
+    tiles = 1 if resident else min(config.tiles_per_chunk, config.tiles(geometry))
+    chunk = block_bytes(work, config) / chunks if resident else tiles * tile_bytes(work, config)
     spilled = tiles * SPILLED * spills * config.num_warps * device.warp_size
     vectors = config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if chunks > 1 and mode not in UNMERGED else 0))
     each = programs / device.sm_count
     most = math.ceil(each)
     turns = math.ceil(most / per_sm)
     # Half of what the last turn lacks is lost, if turns are even: more places on an SM alone must not cost bytes.
-    filled = most if turns == 1 else (each + turns * math.ceil(most / turns)) / 2
+    filled = most if turns == 1 else (each + most) / 2
     busy = min(per_sm, most)
     waves = programs / (busy * device.sm_count)
     waves = max(1.0, (waves + math.ceil(waves)) / 2)
     share = device.bandwidth / min(device.sm_count, max(programs, device.sm_count / FASTEST_SM))
-    lanes = LANES * min(1.0, config.num_warps * (1 + busy) / 8) * device.clock
+    lanes = LANES * min(1.0, config.num_warps * (1 + busy) / 2 / BUSY_WARPS) * device.clock
 
-    waiting = config.strategy == "resident" and chunks > 1
+    waiting = resident and chunks > 1
 
     def sweep(moved: float, instructions: float, waits: float) -> float:
         """All programs once, each moving as many bytes as `moved` chunks, in so many instructions an element."""
         instructions += ACCESS_INSTRUCTIONS * moved / work.accesses * (1 if config.stages == 1 else COPYING)
-        computing = config.elements * tiles * instructions * (1 + busy) / 2 / lanes
+        computing = (config.held * tiles * instructions + started) * (1 + busy) / 2 / lanes
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1) / config.stages
         again = waves - 1 if waiting and chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
         return filled * (moved * chunk + vectors + spilled) / share + (computing + waits) * (1 + again)
 
-    reads, writes, instructions = READ[mode], WRITTEN[mode] + work.written_beside, INSTRUCTIONS[mode]
+    reads, writes = READ[mode], WRITTEN[mode] + work.written_beside
+    instructions = HELD_INSTRUCTIONS[mode, config.packed] if resident else INSTRUCTIONS[mode]
+    started = config.num_warps * device.warp_size * PROGRAM_INSTRUCTIONS[work.layout]
+    started *= 0 if mode in UNMERGED else 1 if resident else 0.5
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
+    merging = 0.0
     if mode not in UNMERGED and chunks > 1:
-        time += MERGED * chunks * max(1.0, config.block_c / 64)
-    if config.strategy == "resident" or mode in ONE_SWEEP:
-        waits = EXCHANGE if config.strategy == "resident" and chunks > 1 else 0
+        merging = MERGED * math.ceil(chunks / merged_at_once(config, device))
+    if resident or mode in ONE_SWEEP:
+        waits = merging + (EXCHANGE if resident and chunks > 1 else 0)
         return time + sweep(reads + work.read_beside + writes, instructions, waits)
     later = work.read_beside
     if mode == "backward":
         reads, later = reads + later, 0
     kept = reads * geometry.channels * geometry.values * itemsize
-    if config.strategy == "dataflow":
+    if config.strategy == "dataflow" and not geometry.channels_last:
         kept = min(kept, reads * chunk * (slots + 2 * config.window * chunks))
-    found = kept <= L2_SHARE * device.l2_bytes and not (config.strategy == "dataflow" and geometry.channels_last)
-    again = reads / (L2_SPEED if found else 1)
-    time += sweep(reads, instructions / 2, 0) + sweep(again + later + writes, instructions / 2, 0)
+    again = reads / (L2_SPEED if kept <= L2_SHARE * device.l2_bytes else 1)
+    time += merging + sweep(reads, instructions / 2, 0) + sweep(again + later + writes, instructions / 2, 0)
     return time + (EXCHANGE if config.strategy == "dataflow" else LAUNCH)
+
+
+def block_bytes(work: Work, config: Config) -> float:
+    """Bytes of one tensor that a block of channels moves, with the parts of sectors that it moves in vain."""
+    geometry = work.geometry
+    channels, values = min(config.block_c, geometry.channels), geometry.values
+    if config.lanes:
+        return channels * values * work.itemsize
+    tile = channels * min(config.block_o, geometry.outer_size) * min(config.block_i, geometry.inner)
+    return tile_bytes(work, config) * channels * values / tile
 
 
 def tile_bytes(work: Work, config: Config) -> float:

@@ -6,30 +6,45 @@ from typing import Any
 
 from . import devices
 from .case import Case
-from .configs import Config, Work, power_of_two, sign_group
+from .configs import Config, Work, merged_at_once, power_of_two, sign_group
 from .devices import Device
 from .geometry import Geometry
 from .kernels import forward_kernel, inference_kernel, resident_backward_kernel, resident_forward_kernel
 from .kernels.exchange import SPACING
 from .launch import Plan, steps, tile_keywords
 
+KNOWN_TILES = 32
+"""Tiles along inner that a kernel is compiled for; with more, one kernel serves all sizes."""
+
 
 def cut_keywords(work: Work, config: Config, case: Case) -> dict[str, Any]:
     """The constexprs and launch options that follow from how the work is cut."""
     geometry, itemsize = work.geometry, work.itemsize
     keywords = tile_keywords(geometry, config, case.dtype)
-    fold = geometry.fold(itemsize)
+    fold, held = geometry.fold(itemsize), config.tiles_per_chunk if config.strategy == "resident" else 1
+    keywords["INNER_TILES"] = inner_tiles(geometry, config)
+    ragged = config.tiles(geometry) % held != 0
+    keywords["MASK_O" if keywords["INNER_TILES"] else "MASK_I"] |= ragged
     keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
     keywords["BLOCK_K"] = power_of_two(config.chunks(geometry))
+    keywords["BLOCK_M"] = min(keywords["BLOCK_K"], merged_at_once(config, case.device))
     if fold:
         keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment, "MASK_I": fold.run != config.block_i}
         if geometry.channels_last:
-            keywords |= {"MASK_C": False, "MASK_O": geometry.values % (fold.lanes * config.block_o) != 0}
+            keywords |= {"MASK_C": False, "MASK_O": geometry.values % (fold.lanes * config.block_o * held) != 0}
     if config.registers and not devices.INTERPRETED:
         keywords |= register_cap(config.registers, case.device)
     if config.at_once and not devices.INTERPRETED:
         keywords["launch_cooperative_grid"] = True
     return keywords
+
+
+def inner_tiles(geometry: Geometry, config: Config) -> int:
+    """How many tiles follow each other along inner, as kernels/tile.py wants to know it."""
+    if config.block_o >= geometry.outer_size:
+        return 0
+    tiles = -(-geometry.inner // config.block_i)
+    return tiles if tiles <= KNOWN_TILES else -1
 
 
 def register_cap(registers: int, device: Device) -> dict[str, int]:
@@ -49,9 +64,11 @@ def sign_bytes(geometry: Geometry, config: Config, itemsize: int) -> int:
     return geometry.channels * geometry.values // fast * -(-fast // bits)
 
 
-def packs(config: Config, case: Case) -> bool:
-    """Whether a resident tile is kept packed: an instruction of CUDA's, for values of 16 bits."""
-    return config.packed and case.dtype.itemsize == 2 and case.device.backend == "cuda" and not devices.INTERPRETED
+def hold(config: Config, case: Case) -> str | None:
+    """How a resident tile is held (kernels/hold.py): by an instruction of CUDA's, for values of 16 bits."""
+    if case.dtype.itemsize != 2 or case.device.backend != "cuda" or devices.INTERPRETED:
+        return None
+    return "packed" if config.packed else "loaded"
 
 
 def cut_plan(
@@ -76,7 +93,7 @@ def cut_plan(
     resident = kernel in (resident_forward_kernel, resident_backward_kernel)
     numbers = 2 * max(padded, 2) if sends else 2 * (padded + 1)  # kernels/ranks.py, kernels/welford.py
     if kernel in (forward_kernel, resident_forward_kernel):
-        numbers = 3 * padded
+        numbers = 4 * padded
     exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
     return Plan(
         kernel=kernel,

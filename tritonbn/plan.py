@@ -11,7 +11,7 @@ from torch import Tensor
 from . import scratch
 from .case import Case, fixed
 from .configs import Config, Epilogue, Mode, Work
-from .cutting import cut_keywords, cut_plan, packs
+from .cutting import cut_keywords, cut_plan, hold
 from .geometry import MOST_AXES, describe
 from .kernels import (
     backward_kernel,
@@ -169,7 +169,8 @@ class Forward:
         keywords = cut_keywords(work, config, case)
         keywords |= {"CORRECTION": case.correction, "CUMULATIVE": case.cumulative}
         if config.strategy == "resident":
-            keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
+            keywords |= {"HOLD": hold(config, case), "AT_ONCE": config.at_once > 0}
+            keywords["TILES"] = config.tiles_per_chunk
             return cut_plan(resident_forward_kernel, work, config, keywords, [{}], always_counts=case.cumulative)
         keywords |= {"STAGES": config.stages, "RANKS": 0}
         phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
@@ -202,7 +203,7 @@ class Inference:
     ) -> Plan:
         """The launches, cut so."""
         keywords = cut_keywords(work, config, case)
-        del keywords["BLOCK_K"]
+        del keywords["BLOCK_K"], keywords["BLOCK_M"]
         return cut_plan(inference_kernel, work, config, keywords, [{}])
 
     @staticmethod
@@ -246,7 +247,8 @@ class Backward:
         keywords = cut_keywords(work, config, case)
         strategy = config.strategy if work.mode == "backward" else "sweep"
         if strategy == "resident":
-            keywords |= {"PACKED": packs(config, case), "AT_ONCE": config.at_once > 0}
+            keywords |= {"HOLD": hold(config, case), "AT_ONCE": config.at_once > 0}
+            keywords["TILES"] = config.tiles_per_chunk
             return cut_plan(resident_backward_kernel, work, config, keywords, [{}])
         phases = {"sweep": SPLIT_BACKWARD[:1], "dataflow": [{"PHASE": "dataflow"}], "split": SPLIT_BACKWARD}[strategy]
         keywords |= {"TRAINING": case.training, "STAGES": config.stages, "RANKS": 0}

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
-from .configs import SECTOR, UNMERGED, Config, Mode, Strategy, Work, power_of_two
+from .configs import LAYOUTS, SECTOR, UNMERGED, Config, Layout, Mode, Strategy, Work, power_of_two
 from .cost import MOST_REGISTERS, modelled_time, most_registers, pipelines, places, registers_needed
 from .counters import FRACTION
 from .devices import Device
-from .geometry import Geometry
-
-Layout = Literal["planes", "runs", "rows"]
-"""Channels-first, folded (kernels/fold.py) and channels-last."""
-
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+from .geometry import FULL_ACCESS, Geometry
 
 
 @dataclass(frozen=True)
@@ -24,12 +18,8 @@ class Space:
     """What is worth trying; a config is a choice from each of these and from the tiles that suit the geometry."""
 
     strategies: tuple[Strategy, ...]
-    held: tuple[int, ...] = ()
-    """Elements of a tensor that a thread of a resident program holds.
-
-    Cycle-level simulation: few are best where a channel has few chunks anyway, more where so many programs would have
-    to share a channel.
-    """
+    held: int = 0
+    """Most elements of a tensor that a thread of a resident program holds."""
     streamed: tuple[int, ...] = (8, 16, 32)
     """The same where a program takes one tile after the other."""
     num_warps: tuple[int, ...] = (1, 2, 4, 8)
@@ -42,7 +32,6 @@ class Space:
 
 
 ALL: tuple[Strategy, ...] = ("resident", "dataflow", "split")
-FEW, MANY = (8, 16, 32), (16, 32, 64)
 CHUNKS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
 STAGES = (1, 3)
 MERGING, PASSING = (
@@ -51,12 +40,12 @@ MERGING, PASSING = (
 )
 
 SPACES: dict[tuple[Mode, Layout], Space] = {
-    ("forward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("forward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("forward", "rows"): Space(ALL, held=MANY, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "planes"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "runs"): Space(ALL, held=FEW, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "rows"): Space(ALL, held=MANY, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("forward", "planes"): Space(ALL, held=128, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("forward", "runs"): Space(ALL, held=128, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("forward", "rows"): Space(ALL, held=128, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "planes"): Space(ALL, held=80, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "runs"): Space(ALL, held=80, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "rows"): Space(ALL, held=80, tiles_per_chunk=CHUNKS, stages=STAGES),
     **{(mode, layout): MERGING for mode in ("sums", "moments") for layout in LAYOUTS},
     **{(mode, layout): PASSING for mode in UNMERGED for layout in LAYOUTS},
 }
@@ -95,23 +84,14 @@ def choose(work: Work, device: Device, share: int) -> Config:
 
 def space(work: Work, device: Device, share: int) -> Iterator[Config]:
     """Every config worth considering that may run."""
-    found = SPACES[work.mode, layout(work)]
+    found = SPACES[work.mode, work.layout]
     if "resident" in found.strategies:
-        for config in with_warps(work, device, found, found.held):
-            small = config.elements < LEAST_WARPS * device.warp_size * found.held[0]
-            if config.elements <= MOST_HELD and (config.num_warps >= LEAST_WARPS or small):
-                for packed in found.packed if work.itemsize == 2 and device.backend == "cuda" else (False,):
-                    yield from valid(work, replace(config, strategy="resident", packed=packed), device, share)
+        for config in resident(work, device, found):
+            for packed in found.packed if work.itemsize == 2 and device.backend == "cuda" else (False,):
+                yield from valid(work, replace(config, packed=packed), device, share)
     for config in with_warps(work, device, found, found.streamed):
         for cut in streamed(work, config, found):
             yield from valid(work, cut, device, share)
-
-
-def layout(work: Work) -> Layout:
-    """How the tensors lie."""
-    if work.fold:
-        return "runs"
-    return "rows" if work.geometry.channels_last else "planes"
 
 
 def with_warps(work: Work, device: Device, found: Space, per_thread: tuple[int, ...]) -> Iterator[Config]:
@@ -121,6 +101,22 @@ def with_warps(work: Work, device: Device, found: Space, per_thread: tuple[int, 
             elements = tile.elements // (warps * device.warp_size)
             if elements in per_thread or (warps == 1 and elements < per_thread[0]):
                 yield replace(tile, num_warps=warps)
+
+
+def resident(work: Work, device: Device, found: Space) -> Iterator[Config]:
+    """Chunks that are kept in registers: tiles of an access a thread, as many as leave the chunks equal."""
+    access = FULL_ACCESS // work.itemsize
+    for config in with_warps(work, device, found, (access,)):
+        a_warp = config.elements / config.num_warps / device.warp_size
+        if config.num_warps >= LEAST_WARPS or config.elements < LEAST_WARPS * device.warp_size * access:
+            most = int(min(found.held * min(1, 2 / work.itemsize) / access, MOST_HELD / config.elements))
+            for tiles_per_chunk in lengths(config.tiles(work.geometry), most if a_warp == access else 1):
+                yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk)
+
+
+def lengths(tiles: int, most: int) -> list[int]:
+    """How many of so many tiles a chunk may have: at most so many, and the last chunk not much less than the others."""
+    return sorted({math.ceil(tiles / math.ceil(tiles / length)) for length in range(1, min(tiles, most) + 1)})
 
 
 def streamed(work: Work, config: Config, found: Space) -> Iterator[Config]:
@@ -157,7 +153,9 @@ def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Co
             if chunks == 1 or waits_safely(chunks, device.sm_count * held, held, device, share):
                 yield replace(config, registers=most_registers(config, held, device))
                 return
-        if device.concurrent and chunks <= slots:
+        registers = registers_needed(work, replace(config, at_once=slots), device)
+        per_sm = places(work, config, registers, device) if registers <= MOST_REGISTERS else 0
+        if device.concurrent and chunks <= (slots := device.sm_count * per_sm):
             registers = most_registers(config, per_sm, device)
             yield replace(config, registers=registers, at_once=min(slots, programs))
 
@@ -205,9 +203,9 @@ def rows(geometry: Geometry, block_c: int, least: int) -> Iterator[Config]:
     for block_i in powers(geometry.inner, LARGEST_TILE // block_c):
         if block_i < least:
             continue
-        height = geometry.outer_size if block_i >= geometry.inner else 1
-        for block_o in powers(height, LARGEST_TILE // block_c // block_i):
-            if block_c == 1 or geometry.channels_last or block_o * block_i >= geometry.values:
+        for block_o in powers(geometry.outer_size, LARGEST_TILE // block_c // block_i):
+            is_strip = block_o == 1 or block_i >= geometry.inner or block_o >= geometry.outer_size
+            if is_strip and (block_c == 1 or geometry.channels_last or block_o * block_i >= geometry.values):
                 yield Config(block_c, block_o, block_i)
 
 

@@ -76,8 +76,8 @@ def test_the_next_best_runs(recorded, breaking):
 
 
 def test_in_every_pass(recorded, breaking):
-    """Whatever has more than one warp fails."""
-    tried = breaking(lambda config, _: config.num_warps > 1)
+    """Whatever has many warps fails."""
+    tried = breaking(lambda config, _: config.num_warps > 2)
     x, y = train()
     y.backward(torch.ones_like(y))
     tritonbn.batch_norm(x.detach(), torch.zeros(16), torch.ones(16))
@@ -86,7 +86,7 @@ def test_in_every_pass(recorded, breaking):
         "backward_kernel",
         "inference_kernel",
     ]
-    assert {found.num_warps for found in recorded} == {1}
+    assert {found.num_warps for found in recorded} <= {1, 2}
     assert len(tried) > 3
 
 

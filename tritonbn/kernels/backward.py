@@ -27,7 +27,7 @@ def backward_kernel(
     weight, bias,  # (C,) or None
     statistics,  # (2, C): mean, invstd
     dweight, dbias,  # (C,), written, or None
-    partials,  # (2, C, BLOCK_K): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all;
+    partials,  # (C, BLOCK_K, 2): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all;
     # if RANKS, then sums (2 C + 1) of this process, and for "gradients" nothing but those of all
     counters,  # of exchange.py, or None
     slope: tl.float64,
@@ -39,8 +39,9 @@ def backward_kernel(
     PHASE: tl.constexpr, TRAINING: tl.constexpr, RANKS: tl.constexpr, ACTIVATION: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's sums; then dweight, dbias and dx."""
@@ -63,15 +64,17 @@ def backward_kernel(
         for tile in tl.range(first, last, num_stages=STAGES):
             gradient, mask = load_view(
                 dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
             value, _ = load_view(
                 x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
             clue = load_clue(
                 residual, signs, tile, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
                 BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
             deviation = value.to(ACCUMULATOR) - wide_mean
@@ -83,7 +86,7 @@ def backward_kernel(
                 store_view(
                     dresidual, dz, tile, block, c, channels, outer, outer_1, outer_2, inner,
                     dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN,
+                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
                     BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
                 )  # fmt: skip
             if dx is not None and not TRAINING:
@@ -91,7 +94,7 @@ def backward_kernel(
                 store_view(
                     dx, gradient, tile, block, c, channels, outer, outer_1, outer_2, inner,
                     dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN,
+                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
                     BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
                 )  # fmt: skip
             dz = tl.where(mask, dz, 0.0)
@@ -102,8 +105,7 @@ def backward_kernel(
             chunk_dz_x = channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
             store_sums(partials, c, channels, chunk, chunk_dz, chunk_dz_x, BLOCK_K)
             if last_chunk(counters, block, chunks):
-                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K)
-                store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
+                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
                 values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
                 if RANKS:
                     send_sums(partials, c, channels, block, total_dz, total_dz_x, values, BLOCK_K)
@@ -112,6 +114,7 @@ def backward_kernel(
                     publish(partials, c, channels, x_factor, offset, BLOCK_K)
                 if PHASE == "dataflow":
                     release(counters, block, blocks, chunks, -1, BLOCK_K)
+                store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
 
     if PHASE != "sums" and finishes:
         if PHASE == "dataflow":
@@ -124,15 +127,17 @@ def backward_kernel(
         for tile in tl.range(first, last, num_stages=STAGES):
             gradient, _ = load_view(
                 dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
             value, _ = load_view(
                 x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
             clue = load_clue(
                 residual, signs, tile, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
                 BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
             deviation = value.to(ACCUMULATOR) - wide_mean
@@ -143,5 +148,6 @@ def backward_kernel(
             gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)
             store_view(
                 dx, gradient, tile, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip

@@ -28,15 +28,22 @@ def store_statistics(statistics, c, channels, mean, invstd):
 
 
 @triton.jit
+def load_affine(weight, bias, c, channels, ACCUMULATOR: tl.constexpr):
+    """weight and bias [BLOCK_C], one and zero where there is none."""
+    factor = tl.full(c.shape, 1.0, ACCUMULATOR)
+    shift = tl.zeros(c.shape, ACCUMULATOR)
+    if weight is not None:
+        factor = load_channels(weight, c, channels, ACCUMULATOR)
+    if bias is not None:
+        shift = load_channels(bias, c, channels, ACCUMULATOR)
+    return factor, shift
+
+
+@triton.jit
 def scale_and_shift(weight, bias, c, channels, invstd):
     """The affine map of each channel [BLOCK_C]: y = (x - mean) * scale + shift."""
-    scale = invstd
-    shift = tl.zeros_like(invstd)
-    if weight is not None:
-        scale *= load_channels(weight, c, channels, invstd.dtype)
-    if bias is not None:
-        shift += load_channels(bias, c, channels, invstd.dtype)
-    return scale, shift
+    factor, shift = load_affine(weight, bias, c, channels, invstd.dtype)
+    return factor * invstd, shift
 
 
 @triton.jit

@@ -1,21 +1,20 @@
-"""What is left to do, once, when the statistics of a block of channels are known: saved ones and running buffers."""
+"""What is left to do, once, when the statistics of a block of channels are known: the running buffers."""
 
 import triton
 import triton.language as tl
 
-from .channel import store_statistics, update_running
+from .channel import update_running
 from .exchange import last_block
 from .rounding import reciprocal
 
 
 @triton.jit
 def finish_channels(
-    mean, variance, invstd, values,
-    statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
+    mean, variance, values,
+    running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
     c, channels, block, blocks, CORRECTION: tl.constexpr, CUMULATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Store mean and invstd, update the running buffers; the last block counts the batch, when all have read it."""
-    store_statistics(statistics, c, channels, mean, invstd)
+    """Update the running buffers; the last block counts the batch, when all have read it."""
     factor = tl.full(mean.shape, momentum, mean.dtype)
     if average_factor is not None:
         factor = tl.load(average_factor).to(mean.dtype)

@@ -67,7 +67,7 @@ def run_sum(
 ):  # fmt: skip
     """[1, BLOCK_O, BLOCK_I] -> [BLOCK_C]: lanes over all runs first, then the lanes of each channel."""
     BLOCK_I: tl.constexpr = value.shape[2]
-    BLOCK_F: tl.constexpr = 2 * BLOCK_I // BLOCK_C
+    BLOCK_F: tl.constexpr = triton.next_power_of_2(FOLD)
     lanes = tl.sum(tl.reshape(value, [value.shape[1], BLOCK_I]), 0)
     c, f = tl.arange(0, BLOCK_C)[:, None], tl.arange(0, BLOCK_F)[None, :]
     exists = (c < RUN // FOLD) & (f < FOLD)

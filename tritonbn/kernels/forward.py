@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import VECTORS, load_statistics, scale_and_shift
+from .channel import VECTORS, load_statistics, scale_and_shift, store_statistics
 from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
 from .finish import finish_channels
 from .ranks import merge_ranks, send_moments
@@ -24,7 +24,7 @@ from .view import (
     tiles_of_chunk,
     values_before,
 )
-from .welford import centred_moments, merge_chunks, store_moments, tile_centre
+from .welford import centred_moments, finite_or_zero, mean_of, merge_chunks, store_moments
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -37,7 +37,7 @@ def forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
-    partials,  # (3, C, BLOCK_K) workspace: each chunk's mean, as centre and offset, and M2;
+    partials,  # (C, BLOCK_K, 4) workspace: each chunk's mean, as centre and offset, and M2;
     # if RANKS, then moments (3 C + 1) of this process, and for "normalize" nothing but those of all (RANKS, 3 C + 1)
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
@@ -48,8 +48,9 @@ def forward_kernel(
     PHASE: tl.constexpr, CORRECTION: tl.constexpr, CUMULATIVE: tl.constexpr, RANKS: tl.constexpr,
     ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's mean and M2; the merged statistics and the running buffers; y."""
@@ -66,46 +67,47 @@ def forward_kernel(
     if PHASE != "normalize" and sums:
         value, mask = load_view(
             x, first, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
-        before = values_before(first, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
-        count = values_before(first + 1, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN) - before
-        centre = tile_centre(value, count.to(ACCUMULATOR), ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        before = values_before(first, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN)
+        count = values_before(first + 1, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before
+        mean = mean_of((value,), count.to(ACCUMULATOR), ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        centre = finite_or_zero(mean)
         wide_centre = spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        deviation = tl.where(mask, value.to(ACCUMULATOR) - wide_centre, 0.0)
+        deviation = value.to(ACCUMULATOR) - tl.where(mask, wide_centre, 0.0)
         squares = deviation * deviation
         for tile in tl.range(first + 1, last, num_stages=STAGES):
             more, mask = load_view(
                 x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
-            further = tl.where(mask, more.to(ACCUMULATOR) - wide_centre, 0.0)
+            further = more.to(ACCUMULATOR) - tl.where(mask, wide_centre, 0.0)
             deviation += further
             squares += further * further
-        count = values_before(last, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN) - before
+        count = (values_before(last, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before).to(ACCUMULATOR)
         offset, M2 = centred_moments(
             channel_sum(deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
             channel_sum(squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
-            count.to(ACCUMULATOR),
+            count,
         )
-        store_moments(partials, c, channels, chunk, centre, offset, M2, BLOCK_K)
+        store_moments(partials, c, channels, chunk, centre, offset, M2, count, BLOCK_K)
         if last_chunk(counters, block, chunks):
-            centre, offset, variance = merge_chunks(
-                partials, c, channels, outer, inner, chunks, tiles_per_chunk,
-                BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN,
-            )  # fmt: skip
+            centre, offset, variance = merge_chunks(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
             values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
             if RANKS:
                 send_moments(partials, c, channels, block, centre, offset, variance, values, BLOCK_K)
             else:
                 invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+                store_statistics(statistics, c, channels, centre + offset, invstd)
+                if PHASE == "dataflow":
+                    release(counters, block, blocks, chunks, -1, BLOCK_K)
                 finish_channels(
-                    centre + offset, variance, invstd, values,
-                    statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
+                    centre + offset, variance, values,
+                    running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
                     c, channels, block, blocks, CORRECTION, CUMULATIVE,
                 )  # fmt: skip
-            if PHASE == "dataflow":
-                release(counters, block, blocks, chunks, -1, BLOCK_K)
 
     if PHASE != "statistics" and normalizes:
         if PHASE == "dataflow":
@@ -114,9 +116,10 @@ def forward_kernel(
             mean, variance, values = merge_ranks(partials, c, channels, RANKS, ACCUMULATOR)
             invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
             if chunk == 0:
+                store_statistics(statistics, c, channels, mean, invstd)
                 finish_channels(
-                    mean, variance, invstd, values,
-                    statistics, running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
+                    mean, variance, values,
+                    running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
                     c, channels, block, blocks, CORRECTION, CUMULATIVE,
                 )  # fmt: skip
         else:
@@ -125,12 +128,13 @@ def forward_kernel(
         for tile in tl.range(first, last, num_stages=STAGES):
             value, _ = load_view(
                 x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip
             store_y(
                 value.to(ACCUMULATOR), mean, scale, shift, y, residual, signs, slope,
                 tile, block, c, channels, outer, outer_1, outer_2, inner,
                 y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
-                ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
+                ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
                 BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
             )  # fmt: skip

@@ -9,14 +9,17 @@ import triton
 import triton.language as tl
 
 from .channel import load_channels
-from .welford import MERGED_AT_ONCE, finite_or_zero
+from .welford import finite_or_zero, merge_two
+
+MERGED_AT_ONCE = tl.constexpr(1024)
+"""Results of processes, of all channels of a block together, that are loaded in one piece."""
 
 
 @triton.jit
 def send_moments(partials, c, channels, block, centre, offset, variance, values, BLOCK_K: tl.constexpr):
-    """Write this process's moments [BLOCK_C] behind partials (3, C, BLOCK_K)."""
+    """Write this process's moments [BLOCK_C] behind partials (C, BLOCK_K, 4)."""
     wide = tl.cast(channels, c.dtype)
-    moments = partials + 3 * wide * BLOCK_K
+    moments = partials + 4 * wide * BLOCK_K
     tl.store(moments + c, centre, c < channels)
     tl.store(moments + wide + c, offset, c < channels)
     tl.store(moments + 2 * wide + c, variance, c < channels)
@@ -52,17 +55,13 @@ def merge_ranks(gathered, c, channels, RANKS: tl.constexpr, ACCUMULATOR: tl.cons
         part_mean = tl.sum(delta * share, 1)
         delta = tl.where(taken, delta - part_mean[:, None], 0.0)
         part_variance = tl.sum((spread + delta * delta) * share, 1)
-        total += here
-        weight = here / tl.maximum(total, 1.0)
-        step = part_mean - mean
-        variance += (part_variance - variance) * weight + step * step * weight * (1.0 - weight)
-        mean += step * weight
+        mean, variance, total = merge_two(mean, variance, total, part_mean, part_variance, here)
     return reference + mean, variance, total
 
 
 @triton.jit
 def send_sums(partials, c, channels, block, sum_dz, sum_dz_x, values, BLOCK_K: tl.constexpr):
-    """Write this process's sums [BLOCK_C] behind partials (2, C, BLOCK_K), where a tensor begins well (cutting.py)."""
+    """Write this process's sums [BLOCK_C] behind partials (C, BLOCK_K, 2), where a tensor begins well (cutting.py)."""
     wide = tl.cast(channels, c.dtype)
     sums = partials + 2 * wide * max(BLOCK_K, 2)
     tl.store(sums + c, sum_dz, c < channels)

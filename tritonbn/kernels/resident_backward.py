@@ -1,4 +1,4 @@
-"""Backward in one launch with x and dy read once: a chunk is one tile of each, kept until its channels' sums are known.
+"""Backward in one launch with x and dy read once: a chunk of each is kept until its channels' sums are known.
 
 The formulas are in backward.py.
 """
@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 
 from .channel import VECTORS, load_statistics, scale_and_shift
-from .exchange import last_chunk, meet, my_items
+from .chunk import load_chunk, load_clues, loaded, packed, where_loaded
+from .exchange import last_chunk, meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
-from .hold import as_loaded
 from .resident_forward import EVERYONE_MERGES
-from .upstream import gradient_of_z, load_clue
-from .view import block_channels, channel_sum, load_view, spread, store_view
+from .upstream import gradient_of_z
+from .view import block_channels, channel_sum, spread, store_view
 from .welford import add_sums, load_published, publish, store_sums
 
 
@@ -23,7 +23,7 @@ def resident_backward_kernel(
     weight, bias,  # (C,) or None
     statistics,  # (2, C): mean, invstd
     dweight, dbias,  # (C,), written, or None
-    partials,  # (2, C, BLOCK_K): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all
+    partials,  # (C, BLOCK_K, 2): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all
     counters,  # of exchange.py, or None
     slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
@@ -34,8 +34,10 @@ def resident_backward_kernel(
     ACTIVATION: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr, PACKED: tl.constexpr, AT_ONCE: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """The chunk's sums; the channel's, added in one and the same order; dx."""
@@ -43,70 +45,88 @@ def resident_backward_kernel(
     for item in range(begin, end, step):
         block, chunk = item // chunks, (item % chunks).to(INDEX)
         c = block_channels(block, BLOCK_C, INDEX)
-        held_dy, mask = load_view(
-            dy, chunk, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
-        held_x, _ = load_view(
-            x, chunk, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
-        clue = load_clue(
-            residual, signs, chunk, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, GROUP,
+        first = chunk * TILES
+        held_dy, _ = load_chunk(
+            dy, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
-        held_dy, held_x = as_loaded(held_dy, PACKED), as_loaded(held_x, PACKED)
+        held_x, masks = load_chunk(
+            x, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+        clues = load_clues(
+            residual, signs, first, TILES, block, c, channels, outer, outer_1, outer_2, inner,
+            r_o0, r_o1, r_o2, r_c, r_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+        held_dy, held_x = loaded(held_dy, HOLD), loaded(held_x, HOLD)
         if residual is not None:
-            clue = as_loaded(clue, PACKED)
+            clues = loaded(clues, HOLD)
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-        deviation = held_x.to(ACCUMULATOR) - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        dz = gradient_of_z(
-            held_dy.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
-            ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-        )  # fmt: skip
-        if dresidual is not None:
-            store_view(
-                dresidual, dz, chunk, block, c, channels, outer, outer_1, outer_2, inner,
-                dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        sum_dz = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
+        sum_dz_x = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
+        for t in tl.static_range(TILES):
+            deviation = held_x[t].to(ACCUMULATOR) - wide_mean
+            dz = gradient_of_z(
+                held_dy[t].to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
+                ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
             )  # fmt: skip
-        total_dz = channel_sum(tl.where(mask, dz, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-        total_dz_x = channel_sum(tl.where(mask, dz * deviation, 0.0), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+            if dresidual is not None:
+                store_view(
+                    dresidual, dz, first + t, block, c, channels, outer, outer_1, outer_2, inner,
+                    dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                )  # fmt: skip
+            dz = where_loaded(masks[t], dz, ACTIVATION)
+            sum_dz += dz
+            sum_dz_x += dz * deviation
+        total_dz = channel_sum(sum_dz, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        total_dz_x = channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
 
         last = True
         if BLOCK_K > 1:
             store_sums(partials, c, channels, chunk, total_dz, total_dz_x, BLOCK_K)
             last = last_chunk(counters, block, chunks)
-            if BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
-                meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K)
-            elif last:
-                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K)
-        if last:
-            store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
         values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
         if BLOCK_K == 1 or BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
+            if BLOCK_K > 1:
+                meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
+                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
             x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
+            if last:
+                store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
         else:
             if last:
-                first, second = coefficients(scale, invstd, total_dz, total_dz_x, values)
-                publish(partials, c, channels, first, second, BLOCK_K)
-            meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
+                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
+                x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
+                publish(partials, c, channels, x_factor, offset, BLOCK_K)
+                release(counters, block, blocks, chunks, chunk, BLOCK_K)
+                store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
+            else:
+                wait(counters, block, blocks, chunk, BLOCK_K)
             x_factor, offset = load_published(partials, c, channels, BLOCK_K)
-        held_dy, held_x = as_loaded(held_dy, PACKED), as_loaded(held_x, PACKED)
+        held_dy, held_x = packed(held_dy, HOLD), packed(held_x, HOLD)
         if residual is not None:
-            clue = as_loaded(clue, PACKED)
+            clues = packed(clues, HOLD)
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-        deviation = held_x.to(ACCUMULATOR) - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        dz = gradient_of_z(
-            held_dy.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
-            ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-        )  # fmt: skip
-        gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)
-        store_view(
-            dx, gradient, chunk, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
+        wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        for t in tl.static_range(TILES):
+            deviation = held_x[t].to(ACCUMULATOR) - wide_mean
+            dz = gradient_of_z(
+                held_dy[t].to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
+                ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
+            )  # fmt: skip
+            gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)
+            store_view(
+                dx, gradient, first + t, block, c, channels, outer, outer_1, outer_2, inner,
+                dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip

@@ -15,13 +15,19 @@ def square_root(value):
 
 
 @triton.jit
+def quotient(value, divisor):
+    """value / divisor."""
+    if divisor.dtype == tl.float64:
+        result = value / divisor
+    else:
+        result = tl.div_rn(value, divisor)
+    return result
+
+
+@triton.jit
 def reciprocal(value):
     """1 / value."""
-    if value.dtype == tl.float64:
-        inverse = 1.0 / value
-    else:
-        inverse = tl.div_rn(1.0, value)
-    return inverse
+    return quotient(1.0, value)
 
 
 @triton.jit

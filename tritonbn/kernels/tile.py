@@ -12,6 +12,7 @@ import triton.language as tl
 @triton.jit
 def multiple(value, ALIGN: tl.constexpr):
     """The same integer, which the host promises to be a multiple of ALIGN: so the compiler knows it too."""
+    tl.assume(value >= 0)
     return value // ALIGN * ALIGN
 
 
@@ -36,21 +37,40 @@ def chunk_tiles(
 
 
 @triton.jit
-def elements_before(tile, outer, inner, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):
-    """How many elements of one channel lie in the tiles before `tile`."""
-    inner_tiles = tl.cdiv(inner, BLOCK_I)
-    rows = tl.minimum(tile // inner_tiles * BLOCK_O, outer)
-    height = tl.minimum(outer - rows, BLOCK_O)
-    return rows * inner + height * tl.minimum(tile % inner_tiles * BLOCK_I, inner)
+def tile_position(tile, inner, BLOCK_I: tl.constexpr, INNER_TILES: tl.constexpr):
+    """How many tiles lie before a tile along outer, and along inner.
+
+    INNER_TILES is how many there are along inner, where the compiler should know it; 0 where none lies behind another
+    along outer; -1 where it is found by a division.
+    """
+    if INNER_TILES == 0:
+        row, column = tile * 0, tile
+    elif INNER_TILES > 0:
+        row, column = tile // INNER_TILES, tile % INNER_TILES
+    else:
+        inner_tiles = tl.cdiv(inner, BLOCK_I)
+        row, column = tile // inner_tiles, tile % inner_tiles
+    return row, column
 
 
 @triton.jit
-def tile_indices(tile, inner, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INDEX: tl.constexpr):
+def elements_before(tile, outer, inner, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INNER_TILES: tl.constexpr = -1):
+    """How many elements of one channel lie in the tiles before `tile`."""
+    row, column = tile_position(tile, inner, BLOCK_I, INNER_TILES)
+    rows = tl.minimum(row * BLOCK_O, outer)
+    height = tl.minimum(outer - rows, BLOCK_O)
+    return rows * inner + height * tl.minimum(column * BLOCK_I, inner)
+
+
+@triton.jit
+def tile_indices(
+    tile, inner, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INDEX: tl.constexpr, INNER_TILES: tl.constexpr = -1
+):
     """Outer [1, BLOCK_O, 1] and inner [1, 1, BLOCK_I] indices of a tile."""
     tile = tl.cast(tile, INDEX)  # the interpreter counts loops in int32, whatever the bounds are
-    inner_tiles = tl.cdiv(inner, BLOCK_I)
-    o = tile // inner_tiles * BLOCK_O + tl.arange(0, BLOCK_O)
-    i = tile % inner_tiles * BLOCK_I + tl.arange(0, BLOCK_I)
+    row, column = tile_position(tile, inner, BLOCK_I, INNER_TILES)
+    o = row * BLOCK_O + tl.arange(0, BLOCK_O)
+    i = column * BLOCK_I + tl.arange(0, BLOCK_I)
     return o[None, :, None], i[None, None, :]
 
 

@@ -12,20 +12,34 @@ def load_clue(
     residual, signs, tile, block, c, channels, outer, outer_1, outer_2, inner,
     r_o0, r_o1, r_o2, r_c, r_i,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """What z cannot be known without beside x: a tile of the residual, or of the bits that the forward pass kept."""
     if signs is not None:
         at, exists = locate_bytes(
-            tile, block, channels, outer, inner, CHANNELS_LAST, GROUP, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I
+            tile,
+            block,
+            channels,
+            outer,
+            inner,
+            CHANNELS_LAST,
+            GROUP,
+            INDEX,
+            INNER_TILES,
+            FOLD,
+            RUN,
+            BLOCK_C,
+            BLOCK_O,
+            BLOCK_I,
         )
         clue = tl.load(signs + at, exists, other=0)
     elif residual is not None:
         clue, _ = load_view(
             residual, tile, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
     else:
         clue = 0.0

@@ -39,21 +39,21 @@ def tiles_of_chunk(
 @triton.jit
 def values_before(
     tile, outer, inner,
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """How many elements of one channel lie in the tiles before `tile`."""
     if RUN:
         values = tl.minimum(tile * BLOCK_O * FOLD, tl.cast(outer, tile.dtype) * inner)
     else:
-        values = elements_before(tile, outer, inner, BLOCK_O, BLOCK_I)
+        values = elements_before(tile, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES)
     return values
 
 
 @triton.jit
 def locate(
     tile, block, c, channels, outer, inner,
-    CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr, INNER_TILES: tl.constexpr,
+    FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """Indices o, i of a tile, and the mask of the elements that exist."""
@@ -63,7 +63,7 @@ def locate(
             block, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, FOLD, RUN, BLOCK_C, MASK_C, MASK_O, MASK_I
         )
     else:
-        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
+        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX, INNER_TILES)
         mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
     return o, i, mask
 
@@ -120,13 +120,13 @@ def load_view(
     x, tile, block, c, channels, outer, outer_1, outer_2, inner,
     stride_o0, stride_o1, stride_o2, stride_c, stride_i,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """A tile of one tensor in its own dtype, zero where there is no element; and where there is one."""
     o, i, mask = locate(
-        tile, block, c, channels, outer, inner, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN,
+        tile, block, c, channels, outer, inner, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
         BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
     )  # fmt: skip
     at = offsets_of(
@@ -141,13 +141,13 @@ def store_view(
     y, value, tile, block, c, channels, outer, outer_1, outer_2, inner,
     stride_o0, stride_o1, stride_o2, stride_c, stride_i,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of one tensor, rounded to its dtype."""
     o, i, mask = locate(
-        tile, block, c, channels, outer, inner, CHANNELS_LAST, ALIGN, INDEX, FOLD, RUN,
+        tile, block, c, channels, outer, inner, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
         BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
     )  # fmt: skip
     at = offsets_of(
@@ -160,7 +160,8 @@ def store_view(
 @triton.jit
 def locate_bytes(
     tile, block, channels, outer, inner,
-    CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr, INDEX: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr, INDEX: tl.constexpr, INNER_TILES: tl.constexpr,
+    FOLD: tl.constexpr, RUN: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Offsets and mask of a tile's bytes, each for GROUP neighbours of the fast axis, whose rows begin with a byte."""
@@ -172,13 +173,13 @@ def locate_bytes(
     elif CHANNELS_LAST:
         channel_bytes = tl.cdiv(channels, GROUP)
         c = block_channels(block, BLOCK_C // GROUP, INDEX)[:, None, None]
-        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
+        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX, INNER_TILES)
         mask = (c < channel_bytes) & (o < outer) & (i < inner)
         offsets = (o * inner + i) * channel_bytes + c
     else:
         row_bytes = tl.cdiv(inner, GROUP)
         c = block_channels(block, BLOCK_C, INDEX)[:, None, None]
-        o, i = tile_indices(tile, row_bytes, BLOCK_O, BLOCK_I // GROUP, INDEX)
+        o, i = tile_indices(tile, row_bytes, BLOCK_O, BLOCK_I // GROUP, INDEX, INNER_TILES)
         mask = (c < channels) & (o < outer) & (i < row_bytes)
         offsets = (c * outer + o) * row_bytes + i
     return offsets, mask

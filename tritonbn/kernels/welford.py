@@ -9,7 +9,8 @@ published in two parts, the centre and what was found relative to it: one far ab
 import triton
 import triton.language as tl
 
-from .view import channel_sum, tiles_of_chunk, values_before
+from .rounding import quotient
+from .view import channel_sum, spread
 
 
 @triton.jit
@@ -19,19 +20,50 @@ def finite_or_zero(value):
 
 
 @triton.jit
-def tile_centre(
-    held, count,
+def mean_of(
+    tiles, count,
     ACCUMULATOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """About the mean [BLOCK_C] of a tile with `count` values a channel and zeros elsewhere, without overflow.
+    """The mean [BLOCK_C] of tiles with `count` values a channel and zeros elsewhere, without overflow.
 
-    Of 16-bit tiles a value of their own dtype: differences to it are exact, and zero where all values are the same.
+    Of 16-bit values that lie far from zero beside their deviation the sum is exact, so the mean is rounded once.
     """
-    centre = channel_sum(held.to(ACCUMULATOR) * (1.0 / count), CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-    if held.dtype.primitive_bitwidth == 16:
-        centre = centre.to(held.dtype).to(ACCUMULATOR)
-    return finite_or_zero(centre)
+    IS_HALF: tl.constexpr = tiles[0].dtype == tl.float16
+    MOST: tl.constexpr = triton.next_power_of_2(len(tiles)) * tiles[0].shape[1] * tiles[0].shape[2]
+    share: tl.constexpr = 1.0 if IS_HALF else 1.0 / MOST  # a power of two: nothing is rounded
+    total = tiles[0].to(ACCUMULATOR) * share
+    for t in tl.static_range(1, len(tiles)):
+        total += tiles[t].to(ACCUMULATOR) * share
+    return quotient(channel_sum(total, CHANNELS_LAST, FOLD, RUN, BLOCK_C), count * share)
+
+
+@triton.jit
+def moments_about(
+    mean, tiles, masks, count,
+    ACCUMULATOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """The tiles' mean, as centre and offset, and M2, from their mean as mean_of found it.
+
+    What float32 and float64 lose by rounding it is found again; of 16-bit values inf and NaN alone get that far.
+    """
+    IS_WIDE: tl.constexpr = tiles[0].dtype.primitive_bitwidth > 16
+    centre, offset = mean, tl.zeros_like(mean)
+    if IS_WIDE:
+        centre = finite_or_zero(mean)
+    wide_centre = spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+    deviation = tiles[0].to(ACCUMULATOR) - tl.where(masks[0], wide_centre, 0.0)
+    squares = deviation * deviation
+    for t in tl.static_range(1, len(tiles)):
+        further = tiles[t].to(ACCUMULATOR) - tl.where(masks[t], wide_centre, 0.0)
+        squares += further * further
+        if IS_WIDE:
+            deviation += further
+    M2 = channel_sum(squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+    if IS_WIDE:
+        offset, M2 = centred_moments(channel_sum(deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C), M2, count)
+    return centre, offset, M2
 
 
 @triton.jit
@@ -43,46 +75,34 @@ def centred_moments(deviation, squares, count):
 
 
 @triton.jit
-def partial_pointers(partials, number, c, channels, chunk, BLOCK_K: tl.constexpr):
-    """Where one of a chunk's numbers for each channel lies in partials (numbers, C, BLOCK_K)."""
-    return partials + (number * tl.cast(channels, c.dtype) + c) * BLOCK_K + chunk
+def store_numbers(partials, c, channels, chunk, numbers, BLOCK_K: tl.constexpr):
+    """Write a chunk's numbers [BLOCK_C, n] to partials (C, BLOCK_K, n), all of a channel's by one access."""
+    n: tl.constexpr = numbers.shape[1]
+    at = (c * BLOCK_K + chunk)[:, None] * n + tl.arange(0, n)[None, :]
+    tl.store(partials + at, numbers, (c < channels)[:, None])
 
 
 @triton.jit
-def store_partials(partials, number, c, channels, chunk, value, BLOCK_K: tl.constexpr):
-    """Write one of a chunk's numbers [BLOCK_C]."""
-    tl.store(partial_pointers(partials, number, c, channels, chunk, BLOCK_K), value, c < channels)
-
-
-MERGED_AT_ONCE = tl.constexpr(1024)
-"""Results of chunks, of all channels of a block together, that are loaded in one piece."""
-
-
-@triton.jit
-def load_partials(partials, number, c, channels, k, chunks, BLOCK_K: tl.constexpr):
-    """One number [BLOCK_C, k] of some chunks, zero where there is none; whole rows, so by wide loads."""
-    at = partial_pointers(partials, number, c[:, None], channels, k[None, :], BLOCK_K)
-    return tl.where((k < chunks)[None, :], tl.load(at, (c < channels)[:, None], other=0.0), 0.0)
+def load_numbers(partials, c, channels, k, chunks, BLOCK_K: tl.constexpr, n: tl.constexpr):
+    """The numbers [BLOCK_C, k, n] of some chunks, zero where there is none; whole rows, so by wide loads."""
+    row = (c[:, None] * BLOCK_K + k[None, :])[:, :, None] * n + tl.arange(0, n)[None, None, :]
+    numbers = tl.load(partials + row, (c < channels)[:, None, None], other=0.0)
+    return tl.where((k < chunks)[None, :, None], numbers, 0.0)
 
 
 @triton.jit
 def store_sums(partials, c, channels, chunk, first, second, BLOCK_K: tl.constexpr):
-    """Write a chunk's two sums [BLOCK_C] of a backward pass to partials (2, C, BLOCK_K)."""
-    store_partials(partials, 0, c, channels, chunk, first, BLOCK_K)
-    store_partials(partials, 1, c, channels, chunk, second, BLOCK_K)
+    """Write a chunk's two sums [BLOCK_C] of a backward pass to partials (C, BLOCK_K, 2)."""
+    store_numbers(partials, c, channels, chunk, tl.join(first, second), BLOCK_K)
 
 
 @triton.jit
-def add_sums(partials, c, channels, chunks, BLOCK_K: tl.constexpr):
-    """Both sums [BLOCK_C] over all chunks, in one and the same order."""
-    BLOCK_M: tl.constexpr = min(BLOCK_K, max(1, MERGED_AT_ONCE // c.shape[0]))
-    first = tl.zeros([c.shape[0], BLOCK_M], partials.dtype.element_ty)
-    second = tl.zeros([c.shape[0], BLOCK_M], partials.dtype.element_ty)
+def add_sums(partials, c, channels, chunks, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Both sums [BLOCK_C] over all chunks, BLOCK_M at a time, in one and the same order."""
+    sums = tl.zeros([c.shape[0], BLOCK_M, 2], partials.dtype.element_ty)
     for before in range(0, BLOCK_K, BLOCK_M):
-        k = before + tl.arange(0, BLOCK_M)
-        first += load_partials(partials, 0, c, channels, k, chunks, BLOCK_K)
-        second += load_partials(partials, 1, c, channels, k, chunks, BLOCK_K)
-    return tl.sum(first, 1), tl.sum(second, 1)
+        sums += load_numbers(partials, c, channels, before + tl.arange(0, BLOCK_M), chunks, BLOCK_K, 2)
+    return tl.split(tl.sum(sums, 1))
 
 
 @triton.jit
@@ -101,59 +121,49 @@ def load_published(partials, c, channels, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def store_moments(partials, c, channels, chunk, centre, offset, M2, BLOCK_K: tl.constexpr):
-    """Write a chunk's mean, as centre + offset, and M2 [BLOCK_C] to partials (3, C, BLOCK_K)."""
-    store_partials(partials, 0, c, channels, chunk, centre, BLOCK_K)
-    store_partials(partials, 1, c, channels, chunk, offset, BLOCK_K)
-    store_partials(partials, 2, c, channels, chunk, M2, BLOCK_K)
+def store_moments(partials, c, channels, chunk, centre, offset, M2, count, BLOCK_K: tl.constexpr):
+    """Write a chunk's mean, as centre + offset, M2 [BLOCK_C] and number of values to partials (C, BLOCK_K, 4)."""
+    count = tl.zeros_like(M2) + count
+    numbers = tl.join(tl.join(centre, M2), tl.join(offset, count))
+    store_numbers(partials, c, channels, chunk, tl.reshape(numbers, [c.shape[0], 4]), BLOCK_K)
 
 
 @triton.jit
-def merge_chunks(
-    partials, c, channels, outer, inner, chunks, tiles_per_chunk,
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, INDEX: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
-    """Mean, as centre and offset, and biased variance [BLOCK_C] of all chunks, merged in one and the same order."""
-    BLOCK_M: tl.constexpr = min(BLOCK_K, max(1, MERGED_AT_ONCE // c.shape[0]))
-    centre = partial_pointers(partials, 0, c, channels, 0, BLOCK_K)
-    reference = tl.load(centre, c < channels, other=0.0)
-    parts = tl.zeros([c.shape[0], BLOCK_M], reference.dtype)
-    for before in range(0, BLOCK_K, BLOCK_M):
-        k = before + tl.arange(0, BLOCK_M)
-        part_mean, share = load_means(
-            partials, c, channels, outer, inner, chunks, tiles_per_chunk, k, reference,
-            BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN,
-        )  # fmt: skip
-        parts += part_mean * share
-    mean = tl.sum(parts, 1)
-    total = (tl.cast(outer, INDEX) * inner).to(reference.dtype)
-    parts = tl.zeros([c.shape[0], BLOCK_M], reference.dtype)
-    for before in range(0, BLOCK_K, BLOCK_M):
-        k = before + tl.arange(0, BLOCK_M)
-        part_mean, share = load_means(
-            partials, c, channels, outer, inner, chunks, tiles_per_chunk, k, reference,
-            BLOCK_O, BLOCK_I, BLOCK_K, INDEX, FOLD, RUN,
-        )  # fmt: skip
-        delta = tl.where((k < chunks)[None, :], part_mean - mean[:, None], 0.0)
-        parts += load_partials(partials, 2, c, channels, k, chunks, BLOCK_K) / total + delta * delta * share
-    return reference, mean, tl.sum(parts, 1)
+def load_moments(partials, c, channels, k, chunks, BLOCK_K: tl.constexpr):
+    """Centre, offset, M2 and number of values [BLOCK_C, k] of some chunks."""
+    numbers = load_numbers(partials, c, channels, k, chunks, BLOCK_K, 4)
+    first, second = tl.split(tl.reshape(numbers, [c.shape[0], k.shape[0], 2, 2]))
+    centre, M2 = tl.split(first)
+    offset, count = tl.split(second)
+    return centre, offset, M2, count
 
 
 @triton.jit
-def load_means(
-    partials, c, channels, outer, inner, chunks, tiles_per_chunk, k, reference,
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr, INDEX: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
-    """Means [BLOCK_C, k] of some chunks minus a reference, and the chunks' shares [1, k] of all values."""
-    centre = load_partials(partials, 0, c, channels, k, chunks, BLOCK_K)
-    offset = load_partials(partials, 1, c, channels, k, chunks, BLOCK_K)
-    first, last = tiles_of_chunk(k, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
-    count = values_before(last, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
-    count -= values_before(first, outer, inner, BLOCK_O, BLOCK_I, FOLD, RUN)
-    share = count.to(reference.dtype) / (tl.cast(outer, INDEX) * inner).to(reference.dtype)
-    return centre - reference[:, None] + offset, share[None, :]
+def merge_chunks(partials, c, channels, chunks, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Mean, as centre and offset, and biased variance [BLOCK_C] of all chunks, BLOCK_M at a time, in the same order."""
+    reference = finite_or_zero(tl.load(partials + c * BLOCK_K * 4, c < channels, other=0.0))
+    mean, variance, total = tl.zeros_like(reference), tl.zeros_like(reference), tl.zeros_like(reference)
+    for before in range(0, BLOCK_K, BLOCK_M):
+        k = before + tl.arange(0, BLOCK_M)
+        centre, offset, M2, count = load_moments(partials, c, channels, k, chunks, BLOCK_K)
+        here = tl.sum(count, 1)
+        share = count / tl.maximum(here, 1.0)[:, None]
+        delta = tl.where((k < chunks)[None, :], centre - reference[:, None] + offset, 0.0)
+        part_mean = tl.sum(delta * share, 1)
+        delta = tl.where((k < chunks)[None, :], delta - part_mean[:, None], 0.0)
+        part_variance = tl.sum(M2, 1) / tl.maximum(here, 1.0) + tl.sum(delta * delta * share, 1)
+        mean, variance, total = merge_two(mean, variance, total, part_mean, part_variance, here)
+    return reference, mean, variance
+
+
+@triton.jit
+def merge_two(mean, variance, total, part_mean, part_variance, here):
+    """Mean, biased variance and number of values with those of a part that has `here` of them."""
+    total += here
+    weight = here / tl.maximum(total, 1.0)
+    step = part_mean - mean
+    variance += (part_variance - variance) * weight + step * step * weight * (1.0 - weight)
+    return mean + step * weight, variance, total
 
 
 @triton.jit

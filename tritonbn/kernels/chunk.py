@@ -1,0 +1,86 @@
+"""A chunk that a resident program keeps in registers: a tuple of tiles, as many as its config says."""
+
+import triton
+import triton.language as tl
+
+from .upstream import load_clue
+from .view import load_view
+
+
+@triton.jit
+def load_chunk(
+    x, first, TILES: tl.constexpr, block, c, channels, outer, outer_1, outer_2, inner,
+    stride_o0, stride_o1, stride_o2, stride_c, stride_i,
+    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+):  # fmt: skip
+    """The tiles from `first` on, each in its own dtype and zero where there is no element; and where there is one."""
+    tiles, masks = (), ()
+    for t in tl.static_range(TILES):
+        tile, mask = load_view(
+            x, first + t, block, c, channels, outer, outer_1, outer_2, inner,
+            stride_o0, stride_o1, stride_o2, stride_c, stride_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+        tiles, masks = tiles + (tile,), masks + (mask,)
+    return tiles, masks
+
+
+@triton.jit
+def load_clues(
+    residual, signs, first, TILES: tl.constexpr, block, c, channels, outer, outer_1, outer_2, inner,
+    r_o0, r_o1, r_o2, r_c, r_i,
+    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+):  # fmt: skip
+    """What z cannot be known without beside x, of each tile (upstream.py)."""
+    clues = ()
+    for t in tl.static_range(TILES):
+        clue = load_clue(
+            residual, signs, first + t, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+        clues = clues + (clue,)
+    return clues
+
+
+@triton.jit
+def where_loaded(mask, dz, ACTIVATION: tl.constexpr):
+    """dz, zero where there is no element: without an activation it is dy, which was loaded so."""
+    if ACTIVATION is not None:
+        dz = tl.where(mask, dz, 0.0)
+    return dz
+
+
+@triton.jit
+def loaded(tiles, HOLD: tl.constexpr):
+    """The same tiles: no value of them is computed with before all loads above are under way."""
+    if HOLD is not None:
+        tiles = opaque(tiles)
+    return tiles
+
+
+@triton.jit
+def packed(tiles, HOLD: tl.constexpr):
+    """The same tiles, if "packed" as they came from memory: the compiler cannot keep converted values instead."""
+    if HOLD == "packed":
+        tiles = opaque(tiles)
+    return tiles
+
+
+@triton.jit
+def opaque(tiles):
+    """16-bit tiles copied by an instruction that the compiler cannot look into, and that the GPU may never see."""
+    copies = ()
+    for t in tl.static_range(len(tiles)):
+        copy = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [tiles[t]], dtype=tiles[t].dtype, is_pure=False, pack=2
+        )
+        copies = copies + (copy,)
+    return copies
