@@ -66,8 +66,8 @@ DOUBLE_SPARE = 2.4
 HELD_ELEMENT = {("forward", True): 0.8, ("forward", False): 1.2, ("backward", True): 1.4, ("backward", False): 2.3}
 """Registers for each element of x of a resident chunk, backward with one of dy: packed in 16 bits, or converted."""
 
-FOLDED_ELEMENT = 0.5
-"""The same for each element of a folded forward pass, packed."""
+FOLDED_ELEMENT = {"forward": 0.5, "backward": 1.8}
+"""The same for each element of a folded chunk, packed."""
 
 HELD_CHANNEL = {"forward": 4.3, "backward": 3.4}
 """The same for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
@@ -212,8 +212,8 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     element, fixed = HELD_ELEMENT[mode, config.packed], HELD_SPARE[mode] * (DOUBLE_SPARE if double > 1 else 1)
     if work.layout == "rows":
         fixed += HELD_CHANNEL[mode] * double * min(work.accesses, per_thread)
-    if config.packed and mode == "forward" and work.layout == "runs":
-        element = FOLDED_ELEMENT
+    if config.packed and work.layout == "runs":
+        element = FOLDED_ELEMENT[mode]
     elif config.packed and mode == "forward" and device.arch == "sm_70":
         element, fixed = element * VOLTA, fixed * VOLTA
     if work.itemsize > 2 and mode == "forward":
