@@ -7,6 +7,7 @@ answer has changed. Hooks are guarded as those of any other module.
 from __future__ import annotations
 
 import enum
+import re
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as of_modules
 
 PLAIN = (
     *(bool, int, float, complex, str, bytes, types.NoneType, type, types.FunctionType, types.BuiltinFunctionType),
     *(enum.Enum, torch.dtype, torch.device, torch.memory_format),
 )
 """Types whose values never change."""
+
+GLOBAL_HOOKS = tuple(
+    value for name, value in vars(of_modules).items() if re.fullmatch("_global_(back|for)ward_.*hooks", name)
+)
+"""By what they are for, the hooks of all modules; torch asks for them in one call only since its 2.7."""
+
 CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
 
 
@@ -112,4 +119,4 @@ def altered(module: nn.Module) -> bool:
     """Whether calling this module does more than its class's forward."""
     hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
     own_forward = module.forward is vars(module).get("forward")
-    return bool(hooks or own_forward or _has_any_global_hook())
+    return bool(hooks or own_forward or any(GLOBAL_HOOKS))
