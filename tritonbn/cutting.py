@@ -65,7 +65,7 @@ def sign_bytes(geometry: Geometry, config: Config, itemsize: int) -> int:
 
 
 def hold(config: Config, case: Case) -> str | None:
-    """How a resident tile is held (kernels/hold.py): by an instruction of CUDA's, for values of 16 bits."""
+    """How tiles are held (kernels/chunk.py): 16-bit ones by an instruction of CUDA's."""
     if case.dtype.itemsize != 2 or case.device.backend != "cuda" or devices.INTERPRETED:
         return None
     return "packed" if config.packed else "loaded"

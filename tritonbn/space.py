@@ -107,10 +107,10 @@ def resident(work: Work, device: Device, found: Space) -> Iterator[Config]:
     """Chunks that are kept in registers: tiles of an access a thread, as many as leave the chunks equal."""
     access = FULL_ACCESS // work.itemsize
     for config in with_warps(work, device, found, (access,)):
-        a_warp = config.elements / config.num_warps / device.warp_size
+        a_thread = config.elements / config.num_warps / device.warp_size
         if config.num_warps >= LEAST_WARPS or config.elements < LEAST_WARPS * device.warp_size * access:
             most = int(min(found.held * min(1, 2 / work.itemsize) / access, MOST_HELD / config.elements))
-            for tiles_per_chunk in lengths(config.tiles(work.geometry), most if a_warp == access else 1):
+            for tiles_per_chunk in lengths(config.tiles(work.geometry), most if a_thread == access else 1):
                 yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk)
 
 
