@@ -32,6 +32,9 @@ SPARE_REGISTERS = 32
 
 FOLDING = 40
 
+FOLDED_EPILOGUE = 28
+"""What an epilogue adds to them backward."""
+
 LOOPING = 8
 """Where a resident program takes one chunk after the other."""
 
@@ -73,12 +76,9 @@ HELD_CHANNEL = {"forward": 4.3, "backward": 3.4}
 """The same for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
 
 HELD_EPILOGUE = {
-    ("none", "forward"): 0.0,
-    ("none", "backward"): 0.0,
-    ("sign", "forward"): 0.0,
-    ("sign", "backward"): 0.7,
-    ("value", "forward"): 0.0,
-    ("value", "backward"): 2.4,
+    "none": {"forward": 0.0, "backward": 0.0},
+    "sign": {"forward": 0.0, "backward": 0.7},
+    "value": {"forward": 0.0, "backward": 2.4},
 }
 """What an epilogue adds to these."""
 
@@ -202,7 +202,9 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
     per_thread = math.ceil(config.held / (config.num_warps * device.warp_size))
     needed = registers(work, config, device, per_thread)
     if config.lanes:
-        needed += FOLDING if work.epilogue == "none" or work.mode != "backward" else 1.7 * FOLDING
+        needed += FOLDING
+        if work.mode == "backward" and work.epilogue != "none":
+            needed += FOLDED_EPILOGUE
     return 8 * math.ceil((needed + per_thread * (FULL_ACCESS / work.itemsize / work.accesses - 1) / 8) / 8)
 
 
@@ -226,7 +228,7 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     if chunks > 1:
         is_loop = chunks > merged_at_once(config, device)
         fixed += double * (MERGING * results if is_loop else max(0, results - FEW_RESULTS))
-    return fixed + per_thread * double * (element + HELD_EPILOGUE[work.epilogue, mode])
+    return fixed + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode])
 
 
 def streamed_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:

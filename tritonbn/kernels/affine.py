@@ -36,20 +36,8 @@ def store_y(
     )  # fmt: skip
     if signs is not None:
         at, exists = locate_bytes(
-            tile,
-            block,
-            channels,
-            outer,
-            inner,
-            CHANNELS_LAST,
-            GROUP,
-            INDEX,
-            INNER_TILES,
-            FOLD,
-            RUN,
-            BLOCK_C,
-            BLOCK_O,
-            BLOCK_I,
-        )
+            tile, block, channels, outer, inner,
+            CHANNELS_LAST, GROUP, INDEX, INNER_TILES, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I,
+        )  # fmt: skip
         bits = pack_bits(passes(z, ACTIVATION), CHANNELS_LAST and RUN == 0, GROUP)
         tl.store(signs + at, bits, exists)

@@ -19,21 +19,9 @@ def load_clue(
     """What z cannot be known without beside x: a tile of the residual, or of the bits that the forward pass kept."""
     if signs is not None:
         at, exists = locate_bytes(
-            tile,
-            block,
-            channels,
-            outer,
-            inner,
-            CHANNELS_LAST,
-            GROUP,
-            INDEX,
-            INNER_TILES,
-            FOLD,
-            RUN,
-            BLOCK_C,
-            BLOCK_O,
-            BLOCK_I,
-        )
+            tile, block, channels, outer, inner,
+            CHANNELS_LAST, GROUP, INDEX, INNER_TILES, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I,
+        )  # fmt: skip
         clue = tl.load(signs + at, exists, other=0)
     elif residual is not None:
         clue, _ = load_view(

@@ -1,9 +1,10 @@
 """Welford statistics in blocks: the mean and M2 of a chunk from centred values, chunks merged by Chan's rule.
 
-Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). Values centred on the mean of the
-chunk's first tile lose digits only where that tile is unlike the rest: at worst in proportion to the tiles per chunk.
-Parts merge as M2 = M2_a + M2_b + delta^2 n_a n_b / n, here for all chunks of a channel at once. A chunk's mean is
-published in two parts, the centre and what was found relative to it: one far above the deviation costs no digits.
+Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). A chunk in registers is centred on its
+own mean. Of one that is read tile after tile the first tile's mean serves all: digits are lost only where that tile is
+unlike the rest, at worst in proportion to the tiles per chunk. Parts merge as M2 = M2_a + M2_b + delta^2 n_a n_b / n,
+here for all chunks of a channel at once. A chunk's mean is published in two parts, the centre and what was found
+relative to it: one far above the deviation costs no digits.
 """
 
 import triton
