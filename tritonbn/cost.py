@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import re
 
-from .configs import ONE_SWEEP, SECTOR, UNMERGED, Config, Work, merged_at_once, power_of_two
+from .configs import LAYOUTS, ONE_SWEEP, SECTOR, UNMERGED, Config, Work, merged_at_once, power_of_two
 from .devices import Device
 from .geometry import FULL_ACCESS
+from .kernels.tile import MOST_DEALT
 
 READ = {
     "forward": 1,
@@ -41,8 +42,8 @@ LOOPING = 8
 OFFSETS = 6
 """Where it looks for what rounding the mean has lost, in 32 and 64 bits."""
 
-VOLTA = 0.8
-"""The compiler for Volta makes do with so much of what a packed forward pass needs elsewhere."""
+VOLTA = {("forward", "planes"): 0.75, ("forward", "rows"): 0.8, ("forward", "runs"): 0.75, ("backward", "rows"): 0.88}
+"""The compiler for Volta makes do with so much of what packed tiles need elsewhere, but for whole pixels."""
 
 AMD = 1.4
 """How much more each element of a forward pass takes there."""
@@ -60,20 +61,37 @@ MERGING = 1.5
 FEW_RESULTS = 4
 """So many of them a thread take no more registers."""
 
-HELD_SPARE = {"forward": 34, "backward": 32}
+HELD_SPARE = {"forward": 29, "backward": 27}
 """The same of a resident program."""
 
-DOUBLE_SPARE = 2.4
+HELD_FOLDED = {"forward": 41, "backward": 40}
+"""What folded tiles add to these."""
+
+DOUBLE_SPARE = 2.6
 """How many times as many in float64."""
 
-HELD_ELEMENT = {("forward", True): 0.8, ("forward", False): 1.2, ("backward", True): 1.4, ("backward", False): 2.3}
+HELD_ELEMENT = {
+    ("forward", "planes", True): 1.0,
+    ("forward", "rows", True): 0.8,
+    ("forward", "runs", True): 0.62,
+    ("backward", "planes", True): 1.25,
+    ("backward", "rows", True): 1.38,
+    ("backward", "runs", True): 1.0,
+    ("forward", "planes", False): 1.2,
+    ("forward", "rows", False): 1.5,
+    ("forward", "runs", False): 1.2,
+    **{("backward", layout, False): 2.2 for layout in LAYOUTS},
+}
 """Registers for each element of x of a resident chunk, backward with one of dy: packed in 16 bits, or converted."""
 
-FOLDED_ELEMENT = {"forward": 0.5, "backward": 1.8}
-"""The same for each element of a folded chunk, packed."""
+PIXELS = {"forward": 0.15, "backward": 0.1}
+"""What whole pixels, as runs, add to these."""
 
-HELD_CHANNEL = {"forward": 4.3, "backward": 3.4}
-"""The same for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
+HELD_CHANNEL = {"forward": 3.5, "backward": 3.2}
+"""Registers for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
+
+LEAST_CHANNEL = {"forward": 11, "backward": 9}
+"""The same for dealing out its sums (kernels/tile.py): while chunks are short, that is what takes most."""
 
 HELD_EPILOGUE = {
     "none": {"forward": 0.0, "backward": 0.0},
@@ -201,23 +219,26 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
     registers = held_registers if config.strategy == "resident" else streamed_registers
     per_thread = math.ceil(config.held / (config.num_warps * device.warp_size))
     needed = registers(work, config, device, per_thread)
-    if config.lanes:
-        needed += FOLDING
-        if work.mode == "backward" and work.epilogue != "none":
-            needed += FOLDED_EPILOGUE
     return 8 * math.ceil((needed + per_thread * (FULL_ACCESS / work.itemsize / work.accesses - 1) / 8) / 8)
 
 
 def held_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
     """Of a resident program, so many elements a thread."""
     mode, double = work.mode, max(1, work.itemsize // 4)
-    element, fixed = HELD_ELEMENT[mode, config.packed], HELD_SPARE[mode] * (DOUBLE_SPARE if double > 1 else 1)
+    element = HELD_ELEMENT[mode, work.layout, config.packed]
+    pixels = work.layout == "runs" and work.geometry.channels_last
+    fixed, least = HELD_SPARE[mode] * (DOUBLE_SPARE if double > 1 else 1), 0.0
     if work.layout == "rows":
-        fixed += HELD_CHANNEL[mode] * double * min(work.accesses, per_thread)
-    if config.packed and work.layout == "runs":
-        element = FOLDED_ELEMENT[mode]
-    elif config.packed and mode == "forward" and device.arch == "sm_70":
-        element, fixed = element * VOLTA, fixed * VOLTA
+        channels = double * min(work.accesses, per_thread)
+        fixed, least = fixed + HELD_CHANNEL[mode] * channels, LEAST_CHANNEL[mode] * channels
+    elif work.layout == "runs":
+        fixed += HELD_FOLDED[mode]
+        element += PIXELS[mode] if pixels else 0
+        if mode == "backward" and work.epilogue != "none":
+            fixed += FOLDED_EPILOGUE
+    if config.packed and device.arch == "sm_70" and not pixels:
+        less = VOLTA.get((mode, work.layout), 1)
+        element, fixed, least = element * less, fixed * less, least * less
     if work.itemsize > 2 and mode == "forward":
         fixed += OFFSETS
     if config.at_once:
@@ -228,13 +249,15 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     if chunks > 1:
         is_loop = chunks > merged_at_once(config, device)
         fixed += double * (MERGING * results if is_loop else max(0, results - FEW_RESULTS))
-    return fixed + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode])
+    return max(least, fixed + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
 
 
 def streamed_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
     """Of a program that takes one tile after the other."""
     mode, double = work.mode, max(1, work.itemsize // 4)
     fixed = SPARE_REGISTERS + (WIDE if work.layout == "rows" and config.block_c > NARROW else 0)
+    if config.lanes:
+        fixed += FOLDING + (FOLDED_EPILOGUE if mode == "backward" and work.epilogue != "none" else 0)
     needed = fixed + per_thread * double * (STREAMED_ELEMENT[mode] + EPILOGUE_ELEMENT[work.epilogue][mode])
     if mode not in UNMERGED and config.chunks(work.geometry) > 1:
         needed = max(needed, SPARE_REGISTERS + 2 * results_at_once(work, config, device))
@@ -264,7 +287,10 @@ def most_registers(config: Config, per_sm: int, device: Device) -> int:
 
 def shared_needed(work: Work, config: Config) -> int:
     """Bytes of shared memory that suffice for a program."""
+    double = max(1, work.itemsize // 4)
     results = 8 * max(config.block_i if config.lanes else config.block_c * config.num_warps, 64)
+    if work.mode not in UNMERGED and work.layout != "planes":
+        results = max(results, 4 * double * min(config.elements, MOST_DEALT.value))
     tensors = READ[work.mode] + math.ceil(work.read_beside)
     return max(results, (config.stages - 1) * tensors * config.elements * work.itemsize)
 

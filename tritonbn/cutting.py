@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from . import devices
 from .case import Case
 from .configs import Config, Work, merged_at_once, power_of_two, sign_group
 from .devices import Device
-from .geometry import Geometry
+from .geometry import Fold, Geometry
 from .kernels import forward_kernel, inference_kernel, resident_backward_kernel, resident_forward_kernel
 from .kernels.exchange import SPACING
 from .launch import Plan, steps, tile_keywords
@@ -17,21 +19,22 @@ KNOWN_TILES = 32
 """Tiles along inner that a kernel is compiled for; with more, one kernel serves all sizes."""
 
 
-def cut_keywords(work: Work, config: Config, case: Case) -> dict[str, Any]:
-    """The constexprs and launch options that follow from how the work is cut."""
+def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) -> dict[str, Any]:
+    """The constexprs and launch options that follow from how the work is cut; a program may hold a whole chunk."""
     geometry, itemsize = work.geometry, work.itemsize
     keywords = tile_keywords(geometry, config, case.dtype)
-    fold, held = geometry.fold(itemsize), config.tiles_per_chunk if config.strategy == "resident" else 1
+    fold, held = geometry.fold(itemsize), min(config.tiles_per_chunk, config.tiles(geometry)) if whole else 1
     keywords["INNER_TILES"] = inner_tiles(geometry, config)
-    ragged = config.tiles(geometry) % held != 0
-    keywords["MASK_O" if keywords["INNER_TILES"] else "MASK_I"] |= ragged
+    keywords["MASK_O"], keywords["MASK_I"] = masked_tiles(geometry, config, fold, held)
     keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
     keywords["BLOCK_K"] = power_of_two(config.chunks(geometry))
     keywords["BLOCK_M"] = min(keywords["BLOCK_K"], merged_at_once(config, case.device))
     if fold:
-        keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment, "MASK_I": fold.run != config.block_i}
+        keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment}
         if geometry.channels_last:
-            keywords |= {"MASK_C": False, "MASK_O": geometry.values % (fold.lanes * config.block_o * held) != 0}
+            keywords["MASK_C"] = False
+    if whole:
+        keywords["TILES"] = held
     if config.registers and not devices.INTERPRETED:
         keywords |= register_cap(config.registers, case.device)
     if config.at_once and not devices.INTERPRETED:
@@ -45,6 +48,27 @@ def inner_tiles(geometry: Geometry, config: Config) -> int:
         return 0
     tiles = -(-geometry.inner // config.block_i)
     return tiles if tiles <= KNOWN_TILES else -1
+
+
+def masked_tiles(geometry: Geometry, config: Config, fold: Fold | None, held: int) -> tuple[int, int]:
+    """Which of the `held` tiles of a chunk may lack elements, along outer and along inner: a bit for each tile."""
+    every_tile = (1 << held) - 1
+    in_last_chunk = (config.tiles(geometry) - 1) % held + 1
+
+    def at_the_end(lack: bool, tiles: int = 1) -> int:
+        """Those that the last chunk has not, and so many before them if these lack elements."""
+        whole = max(0, in_last_chunk - tiles * lack)
+        return every_tile >> whole << whole
+
+    if fold:
+        last_lacks = geometry.values % (fold.lanes * config.block_o) != 0
+        return at_the_end(last_lacks), every_tile * (fold.run != config.block_i)
+    outer_lacks, inner_lacks = geometry.outer_size % config.block_o != 0, geometry.inner % config.block_i != 0
+    if config.block_o >= geometry.outer_size:
+        return every_tile * outer_lacks, at_the_end(inner_lacks)
+    columns = -(-geometry.inner // config.block_i)
+    last_column = sum(1 << tile for tile in range(columns - 1, held, columns)) if held % columns == 0 else every_tile
+    return at_the_end(outer_lacks, columns), last_column * inner_lacks
 
 
 def register_cap(registers: int, device: Device) -> dict[str, int]:
@@ -69,6 +93,13 @@ def hold(config: Config, case: Case) -> str | None:
     if case.dtype.itemsize != 2 or case.device.backend != "cuda" or devices.INTERPRETED:
         return None
     return "packed" if config.packed else "loaded"
+
+
+def deals(config: Config, case: Case) -> bool:
+    """Whether one thread computes a channel's numbers for all others (kernels/channel.py): by assembly of CUDA's."""
+    return (
+        config.block_c > 1 and case.dtype != torch.float64 and case.device.backend == "cuda" and not devices.INTERPRETED
+    )
 
 
 def cut_plan(

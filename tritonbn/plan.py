@@ -11,7 +11,7 @@ from torch import Tensor
 from . import scratch
 from .case import Case, fixed
 from .configs import Config, Epilogue, Mode, Work
-from .cutting import cut_keywords, cut_plan, hold
+from .cutting import cut_keywords, cut_plan, deals, hold
 from .geometry import MOST_AXES, describe
 from .kernels import (
     backward_kernel,
@@ -166,11 +166,10 @@ class Forward:
     @staticmethod
     def plan(case: Case, work: Work, config: Config, residual: Strides | None, keeps_signs: bool) -> Plan:
         """The launches, cut so."""
-        keywords = cut_keywords(work, config, case)
+        keywords = cut_keywords(work, config, case, whole=config.strategy == "resident")
         keywords |= {"CORRECTION": case.correction, "CUMULATIVE": case.cumulative}
         if config.strategy == "resident":
             keywords |= {"HOLD": hold(config, case), "AT_ONCE": config.at_once > 0}
-            keywords["TILES"] = config.tiles_per_chunk
             return cut_plan(resident_forward_kernel, work, config, keywords, [{}], always_counts=case.cumulative)
         keywords |= {"STAGES": config.stages, "RANKS": 0}
         phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
@@ -202,8 +201,9 @@ class Inference:
         case: Case, work: Work, config: Config, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool
     ) -> Plan:
         """The launches, cut so."""
-        keywords = cut_keywords(work, config, case)
+        keywords = cut_keywords(work, config, case, whole=True)
         del keywords["BLOCK_K"], keywords["BLOCK_M"]
+        keywords["DEAL"] = deals(config, case)
         return cut_plan(inference_kernel, work, config, keywords, [{}])
 
     @staticmethod
@@ -244,11 +244,10 @@ class Backward:
     @staticmethod
     def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
         """The launches, cut so."""
-        keywords = cut_keywords(work, config, case)
         strategy = config.strategy if work.mode == "backward" else "sweep"
+        keywords = cut_keywords(work, config, case, whole=strategy == "resident")
         if strategy == "resident":
             keywords |= {"HOLD": hold(config, case), "AT_ONCE": config.at_once > 0}
-            keywords["TILES"] = config.tiles_per_chunk
             return cut_plan(resident_backward_kernel, work, config, keywords, [{}])
         phases = {"sweep": SPLIT_BACKWARD[:1], "dataflow": [{"PHASE": "dataflow"}], "split": SPLIT_BACKWARD}[strategy]
         keywords |= {"TRAINING": case.training, "STAGES": config.stages, "RANKS": 0}

@@ -48,6 +48,7 @@ SPACES: dict[tuple[Mode, Layout], Space] = {
     ("backward", "rows"): Space(ALL, held=80, tiles_per_chunk=CHUNKS, stages=STAGES),
     **{(mode, layout): MERGING for mode in ("sums", "moments") for layout in LAYOUTS},
     **{(mode, layout): PASSING for mode in UNMERGED for layout in LAYOUTS},
+    **{("inference", layout): Space(("split",)) for layout in LAYOUTS},
 }
 
 MOST_MERGED = 32768
@@ -175,7 +176,8 @@ def conservative(work: Work, device: Device) -> Config:
     elements = SAFE_WARPS * device.warp_size * SAFE_ELEMENTS
     config = min(tiles(work.geometry, work.itemsize), key=lambda tile: abs(tile.elements - elements))
     config = replace(config, num_warps=min(SAFE_WARPS, MOST_THREADS // device.warp_size))
-    while power_of_two(config.chunks(work.geometry)) * config.block_c > max(MOST_MERGED, config.block_c):
+    most = math.inf if work.mode in UNMERGED else max(MOST_MERGED, config.block_c)
+    while power_of_two(config.chunks(work.geometry)) * config.block_c > most:
         config = replace(config, tiles_per_chunk=2 * config.tiles_per_chunk)
     return config
 

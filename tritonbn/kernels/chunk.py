@@ -1,4 +1,7 @@
-"""A chunk that a resident program keeps in registers: a tuple of tiles, as many as its config says."""
+"""A chunk that a resident program keeps in registers: a tuple of tiles, as many as its config says.
+
+MASK_O and MASK_I have a bit for each tile of a chunk: only the last ones may lack elements.
+"""
 
 import triton
 import triton.language as tl
@@ -23,7 +26,7 @@ def load_chunk(
             x, first + t, block, c, channels, outer, outer_1, outer_2, inner,
             stride_o0, stride_o1, stride_o2, stride_c, stride_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
         )  # fmt: skip
         tiles, masks = tiles + (tile,), masks + (mask,)
     return tiles, masks
@@ -44,7 +47,7 @@ def load_clues(
         clue = load_clue(
             residual, signs, first + t, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
         )  # fmt: skip
         clues = clues + (clue,)
     return clues
@@ -76,11 +79,9 @@ def packed(tiles, HOLD: tl.constexpr):
 
 @triton.jit
 def opaque(tiles):
-    """16-bit tiles copied by an instruction that the compiler cannot look into, and that the GPU may never see."""
+    """The same 16-bit tiles, from assembly that the compiler cannot look into, and that is empty."""
     copies = ()
     for t in tl.static_range(len(tiles)):
-        copy = tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=r,r", [tiles[t]], dtype=tiles[t].dtype, is_pure=False, pack=2
-        )
+        copy = tl.inline_asm_elementwise("", "=r,0", [tiles[t]], dtype=tiles[t].dtype, is_pure=False, pack=2)
         copies = copies + (copy,)
     return copies

@@ -9,7 +9,7 @@ wide where a plane of 7 x 7 or a pixel of 3 channels alone would be read element
 import triton
 import triton.language as tl
 
-from .tile import multiple
+from .tile import MOST_DEALT, column_sum, multiple
 
 
 @triton.jit
@@ -65,18 +65,22 @@ def run_sum(
     value,
     CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """[1, BLOCK_O, BLOCK_I] -> [BLOCK_C]: lanes over all runs first, then the lanes of each channel."""
+    """[1, BLOCK_O, BLOCK_I] -> [BLOCK_C]: the lanes of each channel, in all runs."""
+    if value.shape[1] * value.shape[2] > MOST_DEALT:
+        value = tl.sum(value, 1, keep_dims=True)
+    BLOCK_O: tl.constexpr = value.shape[1]
     BLOCK_I: tl.constexpr = value.shape[2]
     BLOCK_F: tl.constexpr = triton.next_power_of_2(FOLD)
-    lanes = tl.sum(tl.reshape(value, [value.shape[1], BLOCK_I]), 0)
-    c, f = tl.arange(0, BLOCK_C)[:, None], tl.arange(0, BLOCK_F)[None, :]
-    exists = (c < RUN // FOLD) & (f < FOLD)
+    r, c = tl.arange(0, BLOCK_O * BLOCK_F)[:, None], tl.arange(0, BLOCK_C)[None, :]
+    run, f = r // BLOCK_F, r % BLOCK_F
     if CHANNELS_LAST:
         lane = f * (RUN // FOLD) + c
     else:
         lane = c * FOLD + f
-    lane = tl.reshape(tl.where(exists, lane, 0), [BLOCK_C * BLOCK_F])
-    return tl.sum(tl.where(exists, tl.reshape(tl.gather(lanes, lane, 0), [BLOCK_C, BLOCK_F]), 0.0), 1)
+    exists = (c < RUN // FOLD) & (f < FOLD)
+    at = tl.reshape(tl.where(exists, run * BLOCK_I + lane, 0), [BLOCK_O * BLOCK_F * BLOCK_C])
+    parts = tl.gather(tl.reshape(value, [BLOCK_O * BLOCK_I]), at, 0)
+    return column_sum(tl.where(exists, tl.reshape(parts, [BLOCK_O * BLOCK_F, BLOCK_C]), 0.0))
 
 
 @triton.jit

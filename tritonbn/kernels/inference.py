@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import VECTORS, load_channels, scale_and_shift, store_statistics
+from .channel import VECTORS, dealt, load_channels, scale_and_shift, store_statistics
+from .chunk import load_chunk
 from .rounding import inverse_sqrt
-from .view import block_and_chunk, block_channels, load_view, tiles_of_chunk
+from .view import block_and_chunk, block_channels
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -25,13 +26,18 @@ def inference_kernel(
     ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    TILES: tl.constexpr, DEAL: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """y = activation((x - running_mean) / sqrt(running_var + eps) weight + bias + residual)."""
     block, chunk = block_and_chunk(tl.program_id(0), blocks)
-    c = block_channels(block, BLOCK_C, INDEX)
-    first, last = tiles_of_chunk(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
+    c, chunk = block_channels(block, BLOCK_C, INDEX), chunk.to(INDEX)
+    held, _ = load_chunk(
+        x, chunk * TILES, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+    )  # fmt: skip
     mean = load_channels(running_mean, c, channels, ACCUMULATOR)
     variance = load_channels(running_var, c, channels, ACCUMULATOR)
     invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
@@ -39,16 +45,12 @@ def inference_kernel(
         if chunk == 0:
             store_statistics(statistics, c, channels, mean, invstd)
     scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-    for tile in range(first, last):
-        value, _ = load_view(
-            x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
+    mean, scale, shift = dealt(mean, DEAL), dealt(scale, DEAL), dealt(shift, DEAL)
+    for t in tl.static_range(TILES):
         store_y(
-            value.to(ACCUMULATOR), mean, scale, shift, y, residual, signs, slope,
-            tile, block, c, channels, outer, outer_1, outer_2, inner,
+            held[t].to(ACCUMULATOR), mean, scale, shift, y, residual, signs, slope,
+            chunk * TILES + t, block, c, channels, outer, outer_1, outer_2, inner,
             y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
             ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
         )  # fmt: skip

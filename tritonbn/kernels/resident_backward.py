@@ -46,6 +46,8 @@ def resident_backward_kernel(
         block, chunk = item // chunks, (item % chunks).to(INDEX)
         c = block_channels(block, BLOCK_C, INDEX)
         first = chunk * TILES
+        mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
+        scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         held_dy, _ = load_chunk(
             dy, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
@@ -65,8 +67,6 @@ def resident_backward_kernel(
         held_dy, held_x = loaded(held_dy, HOLD), loaded(held_x, HOLD)
         if residual is not None:
             clues = loaded(clues, HOLD)
-        mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
-        scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
         sum_dz = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
         sum_dz_x = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
@@ -81,7 +81,7 @@ def resident_backward_kernel(
                     dresidual, dz, first + t, block, c, channels, outer, outer_1, outer_2, inner,
                     dx_o0, dx_o1, dx_o2, dx_c, dx_i,
                     OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
                 )  # fmt: skip
             dz = where_loaded(masks[t], dz, ACTIVATION)
             sum_dz += dz
@@ -117,7 +117,7 @@ def resident_backward_kernel(
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        for t in tl.static_range(TILES):
+        for t in tl.static_range(TILES - 1, -1, -1):  # masks of the last tile cost registers if they come last
             deviation = held_x[t].to(ACCUMULATOR) - wide_mean
             dz = gradient_of_z(
                 held_dy[t].to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
@@ -128,5 +128,5 @@ def resident_backward_kernel(
                 dx, gradient, first + t, block, c, channels, outer, outer_1, outer_2, inner,
                 dx_o0, dx_o1, dx_o2, dx_c, dx_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
             )  # fmt: skip

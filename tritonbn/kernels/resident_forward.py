@@ -47,6 +47,7 @@ def resident_forward_kernel(
     for item in range(begin, end, step):
         block, chunk = item // chunks, (item % chunks).to(INDEX)
         c = block_channels(block, BLOCK_C, INDEX)
+        factor, shift = load_affine(weight, bias, c, channels, ACCUMULATOR)
         held, masks = load_chunk(
             x, chunk * TILES, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
@@ -61,7 +62,6 @@ def resident_forward_kernel(
         centre, offset, M2 = moments_about(
             mean, held, masks, count, ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C, BLOCK_I
         )
-        factor, shift = load_affine(weight, bias, c, channels, ACCUMULATOR)
 
         values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
         variance, last = M2 / count, True
@@ -96,11 +96,11 @@ def resident_forward_kernel(
                 wait(counters, block, blocks, chunk, BLOCK_K)
             mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         held = packed(held, HOLD)
-        for t in tl.static_range(TILES):
+        for t in tl.static_range(TILES - 1, -1, -1):  # masks of the last tile cost registers if they come last
             store_y(
                 held[t].to(ACCUMULATOR), mean, factor * invstd, shift, y, residual, signs, slope,
                 chunk * TILES + t, block, c, channels, outer, outer_1, outer_2, inner,
                 y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
                 ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
             )  # fmt: skip

@@ -8,6 +8,9 @@ INDEX is the integer type of every offset: tl.int32, or tl.int64 where an offset
 import triton
 import triton.language as tl
 
+MOST_DEALT = tl.constexpr(2048)
+"""Elements of a tile that are passed through shared memory to be added up: 8 or 16 KiB."""
+
 
 @triton.jit
 def multiple(value, ALIGN: tl.constexpr):
@@ -137,10 +140,31 @@ def store_tile(
 
 @triton.jit
 def tile_sum(value):
-    """[BLOCK_C, BLOCK_O, BLOCK_I] -> [BLOCK_C], in an order that depends on nothing but the shape."""
+    """[BLOCK_C, BLOCK_O, BLOCK_I] -> [BLOCK_C], in an order that depends on nothing but the shape.
+
+    A thread holds neighbouring channels. Only what lies in one thread can be split, so before that the compiler deals
+    the numbers out again, a channel to a thread: by one way through shared memory instead of a shuffle for every
+    channel and step.
+    """
     BLOCK_C: tl.constexpr = value.shape[0]
     BLOCK_R: tl.constexpr = value.shape[1] * value.shape[2]
-    return tl.sum(tl.reshape(value, [BLOCK_C, BLOCK_R]), 1)
+    if BLOCK_C > 1 and BLOCK_R > 1 and BLOCK_C * BLOCK_R <= MOST_DEALT:
+        halves = tl.permute(tl.reshape(value, [BLOCK_C, 2, BLOCK_R // 2]), (2, 0, 1))
+        first, second = tl.split(halves)
+        total = column_sum(first + second)
+    else:
+        total = tl.sum(tl.reshape(value, [BLOCK_C, BLOCK_R]), 1)
+    return total
+
+
+@triton.jit
+def column_sum(value):
+    """[R, C] -> [C], what a thread holds first, so that nowhere many numbers are added one after another."""
+    R: tl.constexpr = value.shape[0]
+    C: tl.constexpr = value.shape[1]
+    if R >= 4:
+        value = tl.sum(tl.reshape(value, [4, R // 4, C]), 0)
+    return tl.sum(value, 0)
 
 
 @triton.jit
