@@ -52,6 +52,12 @@ NARROW = 16
 WIDE = 8
 """Channels-last tiles of more than so many channels take more."""
 
+NARROWER = 1 / 8
+"""Registers for each element where an access moves half as much as it might."""
+
+HELD_NARROWER = {"forward": 1 / 8, "backward": 1 / 2}
+"""The same of a resident program."""
+
 RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
 """Numbers of each chunk that are merged."""
 
@@ -184,10 +190,15 @@ L2_SHARE = 0.5
 FASTEST_SM = 3
 """How many SMs' share of the memory one SM alone can use."""
 
-HELD_INSTRUCTIONS = {("forward", True): 11, ("forward", False): 12, ("backward", True): 13, ("backward", False): 13}
+HELD_INSTRUCTIONS = {
+    ("forward", True): 10,
+    ("forward", False): 11,
+    ("backward", True): 12,
+    ("backward", False): 12,
+}
 """For each element that a resident program holds, packed or converted, in all of its sweeps."""
 
-PROGRAM_INSTRUCTIONS = {"planes": 180, "runs": 1100, "rows": 900}
+PROGRAM_INSTRUCTIONS = {"planes": 180, "runs": 500, "rows": 600}
 """What each of its threads does beside: finding its tiles, and sums over the lanes of a warp."""
 
 INSTRUCTIONS = {
@@ -219,7 +230,9 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
     registers = held_registers if config.strategy == "resident" else streamed_registers
     per_thread = math.ceil(config.held / (config.num_warps * device.warp_size))
     needed = registers(work, config, device, per_thread)
-    return 8 * math.ceil((needed + per_thread * (FULL_ACCESS / work.itemsize / work.accesses - 1) / 8) / 8)
+    narrower = HELD_NARROWER[work.mode] if config.strategy == "resident" else NARROWER
+    needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / work.accesses - 1)
+    return 8 * math.ceil(needed / 8)
 
 
 def held_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
