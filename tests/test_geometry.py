@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import LAYOUTS, fitted
 
-from tritonbn import configs, cost, counters, devices, space
+from tritonbn import configs, cost, counters, cutting, devices, space
 from tritonbn.geometry import describe
 
 
@@ -216,3 +218,34 @@ def test_only_so_many_streams_may_wait(monkeypatch):
     assert [counters.share(device) for _ in range(10)] == [share, share, 0, 0, 0] * 2
     monkeypatch.setattr(counters, "capturing", lambda device: True)
     assert counters.share(device) == counters.CAPTURED_SHARE
+
+
+@settings(max_examples=300)
+@given(
+    channels=st.sampled_from([3, 8, 33, 96]),
+    outer=st.integers(1, 40),
+    inner=st.integers(1, 70),
+    layout=st.sampled_from(["planes", "rows"]),
+    tile=st.sampled_from([(1, 1, 16), (1, 4, 16), (1, 8, 64), (8, 1, 16), (1, 64, 8)]),
+    held=st.integers(1, 9),
+)
+def test_tiles_without_a_mask_are_whole(channels, outer, inner, layout, tile, held):
+    """Every element of a tile that is read without a mask exists, in all chunks; whole tiles alone need no mask."""
+    shape = (outer, channels, inner) if layout == "planes" else (outer * inner, channels)
+    strides = torch.empty(shape, device="meta").stride()
+    geometry = describe(shape, 1, strides, strides, strides)
+    config = configs.Config(*tile, tiles_per_chunk=held)
+    along_outer, along_inner = cutting.masked_tiles(geometry, config, None, held)
+    columns = math.ceil(geometry.inner / config.block_i)
+    for t in range(held):
+        for chunk in range(config.chunks(geometry)):
+            row, column = divmod(chunk * held + t, columns)
+            whole_outer = (row + 1) * config.block_o <= geometry.outer_size
+            whole_inner = (column + 1) * config.block_i <= geometry.inner
+            if config.block_o >= geometry.outer_size:  # tiles follow each other along inner alone
+                whole_outer = config.block_o == geometry.outer_size
+                whole_inner = (chunk * held + t + 1) * config.block_i <= geometry.inner
+            assert whole_outer or along_outer >> t & 1
+            assert whole_inner or along_inner >> t & 1
+    if geometry.outer_size % config.block_o == geometry.inner % config.block_i == config.tiles(geometry) % held == 0:
+        assert along_outer == along_inner == 0

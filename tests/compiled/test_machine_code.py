@@ -141,6 +141,18 @@ def test_slices_of_channels_last_keep_wide_accesses():
         assert launch.resources.loads.get(16, 0) >= accesses(launch, 2, 16)
 
 
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_channels_last_a_channel_is_computed_by_one_thread(architecture):
+    """A thread's tile has eight channels: it neither sums each of them by shuffles nor takes each one's square root."""
+    for launch in launches(architecture, (4, 2048, 14, 14), torch.float16, torch.channels_last):
+        code = launch.code("ptx")
+        assert launch.arguments["BLOCK_C"] >= 16
+        assert code.count("shfl.sync") <= 8 * 3, "summing eight channels over 16 lanes takes 8 * 4"
+        assert code.count("sqrt.rn") == ("backward" not in launch.kernel)
+        if launch.kernel == "inference_kernel":
+            assert launch.resources.loads[4] <= 4, "weight, bias and two running buffers, one access each"
+
+
 def test_no_float_atomics():
     for launch in launches("sm_90", (8, 64, 256, 256), torch.float16):
         found = re.findall(r"^\s*(?:@%p\d+ )?(atom|red)\.(\S+)", launch.code("ptx"), re.MULTILINE)
