@@ -84,7 +84,7 @@ HELD_ELEMENT = {
     ("backward", "rows", True): 1.38,
     ("backward", "runs", True): 1.0,
     ("forward", "planes", False): 1.2,
-    ("forward", "rows", False): 1.5,
+    ("forward", "rows", False): 1.6,
     ("forward", "runs", False): 1.2,
     **{("backward", layout, False): 2.2 for layout in LAYOUTS},
 }
@@ -101,7 +101,7 @@ LEAST_CHANNEL = {"forward": 11, "backward": 9}
 
 HELD_EPILOGUE = {
     "none": {"forward": 0.0, "backward": 0.0},
-    "sign": {"forward": 0.0, "backward": 0.7},
+    "sign": {"forward": 0.0, "backward": 0.9},
     "value": {"forward": 0.0, "backward": 2.4},
 }
 """What an epilogue adds to these."""

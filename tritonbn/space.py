@@ -27,8 +27,6 @@ class Space:
     """Of what is not resident."""
     stages: tuple[int, ...] = (1,)
     """Of what is not resident."""
-    packed: tuple[bool, ...] = (True, False)
-    """Of what is resident, in 16 bits on CUDA."""
 
 
 ALL: tuple[Strategy, ...] = ("resident", "dataflow", "split")
@@ -53,6 +51,9 @@ SPACES: dict[tuple[Mode, Layout], Space] = {
 
 MOST_MERGED = 32768
 """Most results of chunks, of all channels of a block together, that one program merges."""
+
+MOST_CONVERTED = 32
+"""Elements of 16 bits a thread that may be kept as 32 bits, where they can be kept as they are."""
 
 MOST_THREADS = 256
 """Of a program: with more, no thread could have as many registers as there are."""
@@ -88,7 +89,9 @@ def space(work: Work, device: Device, share: int) -> Iterator[Config]:
     found = SPACES[work.mode, work.layout]
     if "resident" in found.strategies:
         for config in resident(work, device, found):
-            for packed in found.packed if work.itemsize == 2 and device.backend == "cuda" else (False,):
+            is_short = config.held <= MOST_CONVERTED * config.num_warps * device.warp_size
+            packs = work.itemsize == 2 and device.backend == "cuda"
+            for packed in (True, False) if packs and is_short else (packs,):
                 yield from valid(work, replace(config, packed=packed), device, share)
     for config in with_warps(work, device, found, found.streamed):
         for cut in streamed(work, config, found):
