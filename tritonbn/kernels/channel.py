@@ -50,8 +50,8 @@ def scale_and_shift(weight, bias, c, channels, invstd):
 def dealt(vector, DEAL: tl.constexpr):
     """The same vector [BLOCK_C] of 32 bits; DEAL has each of its elements computed by one thread alone, for all others.
 
-    Otherwise the compiler would have every thread load and compute all those that its tile has to do with. It does not
-    repeat what comes from assembly, which is empty here.
+    Otherwise the compiler would have every thread load and compute all those that its tile has to do with. From Triton
+    3.9 on it does not repeat what comes from assembly, which is empty here.
     """
     if DEAL:
         vector = tl.inline_asm_elementwise("", "=r,0", [vector], dtype=vector.dtype, is_pure=False, pack=1)
