@@ -29,9 +29,10 @@ READ = {
 WRITTEN = {mode: 0 if mode in ("sums", "moments") else 1 for mode in READ}
 
 SPARE_REGISTERS = 32
-"""Registers a thread for everything but the tile, a few results of other chunks included; folded ones take more."""
+"""Registers a thread for everything but the tile, a few results of other chunks included."""
 
 FOLDING = 40
+"""What folded tiles add to these."""
 
 FOLDED_EPILOGUE = 28
 """What an epilogue adds to them backward."""
@@ -68,13 +69,13 @@ FEW_RESULTS = 4
 """So many of them a thread take no more registers."""
 
 HELD_SPARE = {"forward": 29, "backward": 27}
-"""The same of a resident program."""
+"""Registers a thread of a resident program for everything but its chunk."""
 
 HELD_FOLDED = {"forward": 41, "backward": 40}
 """What folded tiles add to these."""
 
 DOUBLE_SPARE = 2.6
-"""How many times as many in float64."""
+"""How many times HELD_SPARE it is in float64."""
 
 HELD_ELEMENT = {
     ("forward", "planes", True): 1.0,
