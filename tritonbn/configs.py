@@ -147,10 +147,21 @@ class Config:
 MERGED_A_THREAD = 4
 """Results of chunks that a thread loads at once."""
 
+MOST_ROUNDS = 2
+"""Pieces in which one program may merge all chunks, one piece after the other; with more, spans of them come first."""
+
 
 def merged_at_once(config: Config, device: Device) -> int:
     """Chunks whose results, of all channels of a block, a program loads and merges in one piece: a power of two."""
     return max(1, MERGED_A_THREAD * config.num_warps * device.warp_size // config.block_c)
+
+
+def merged_first(config: Config, geometry: Geometry, device: Device) -> int:
+    """Chunks of a span (kernels/partials.py): a power of two, and as many as there are chunks where one merges all."""
+    padded = power_of_two(config.chunks(geometry))
+    if padded <= MOST_ROUNDS * merged_at_once(config, device):
+        return padded
+    return 1 << math.ceil(math.log2(padded) / 2)
 
 
 def power_of_two(size: int) -> int:

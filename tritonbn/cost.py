@@ -340,12 +340,13 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     # Half of what the last turn lacks is lost, if turns are even: more places on an SM alone must not cost bytes.
     filled = most if turns == 1 else (each + most) / 2
     busy = min(per_sm, most)
+    waiting = resident and chunks > 1
     waves = programs / (busy * device.sm_count)
+    if waiting:  # what is left of the places holds chunks of a block that cannot be completed yet
+        waves = blocks / max(1, busy * device.sm_count // chunks)
     waves = max(1.0, (waves + math.ceil(waves)) / 2)
     share = device.bandwidth / min(device.sm_count, max(programs, device.sm_count / FASTEST_SM))
     lanes = LANES * min(1.0, config.num_warps * (1 + busy) / 2 / BUSY_WARPS) * device.clock
-
-    waiting = resident and chunks > 1
 
     def sweep(moved: float, instructions: float, waits: float) -> float:
         """All programs once, each moving as many bytes as `moved` chunks, in so many instructions an element."""

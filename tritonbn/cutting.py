@@ -8,7 +8,7 @@ import torch
 
 from . import devices
 from .case import Case
-from .configs import Config, Work, merged_at_once, power_of_two, sign_group
+from .configs import Config, Work, merged_at_once, merged_first, power_of_two, sign_group
 from .devices import Device
 from .geometry import Fold, Geometry
 from .kernels import forward_kernel, inference_kernel, resident_backward_kernel, resident_forward_kernel
@@ -28,7 +28,8 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
     keywords["MASK_O"], keywords["MASK_I"] = masked_tiles(geometry, config, fold, held)
     keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
     keywords["BLOCK_K"] = power_of_two(config.chunks(geometry))
-    keywords["BLOCK_M"] = min(keywords["BLOCK_K"], merged_at_once(config, case.device))
+    keywords["SPAN"] = merged_first(config, geometry, case.device)
+    keywords["BLOCK_M"] = min(keywords["SPAN"], merged_at_once(config, case.device))
     if fold:
         keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment}
         if geometry.channels_last:
@@ -122,9 +123,9 @@ def cut_plan(
     if config.at_once:
         programs = config.at_once
     resident = kernel in (resident_forward_kernel, resident_backward_kernel)
-    numbers = 2 * max(padded, 2) if sends else 2 * (padded + 1)  # kernels/ranks.py, kernels/welford.py
-    if kernel in (forward_kernel, resident_forward_kernel):
-        numbers = 4 * padded
+    spans = padded // keywords["SPAN"] if keywords.get("SPAN", padded) < padded else 0
+    numbers = blocks * config.block_c * (max(padded, 2) + spans)  # kernels/partials.py
+    numbers *= 4 if kernel in (forward_kernel, resident_forward_kernel) else 2
     exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
     return Plan(
         kernel=kernel,
@@ -140,8 +141,8 @@ def cut_plan(
             *steps(geometry, residual_last=True),
         ),
         launches=tuple(((programs,), keywords | phase) for phase in phases),
-        partials=(geometry.channels * numbers + sends,) if exchanges else (),
-        counted=SPACING.value * (2 + blocks) + blocks * padded if exchanges or always_counts else 0,
+        partials=(numbers + sends,) if exchanges else (),
+        counted=SPACING.value * (2 + blocks + blocks * spans) + blocks * padded if exchanges or always_counts else 0,
         waits=resident and chunks > 1 and not config.at_once,
         config=config,
         sign_bytes=sign_bytes(geometry, config, work.itemsize),

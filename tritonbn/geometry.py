@@ -72,15 +72,15 @@ class Geometry:
         """
         if self.alignment * itemsize >= WIDE_ACCESS:
             return None
-        whole = self.pixel_fold() if self.channels_last else self.plane_fold()
+        whole = self.pixel_fold(FULL_ACCESS // itemsize) if self.channels_last else self.plane_fold()
         return whole if whole and whole.alignment > self.alignment else None
 
-    def pixel_fold(self) -> Fold | None:
-        """Channels-last and dense: a run is as many whole pixels as fill a power of two best."""
+    def pixel_fold(self, access: int) -> Fold | None:
+        """Channels-last and dense: a run is as many whole pixels, in accesses of full width, as fill a power of two."""
         dense = all(strides[3:] == (1, self.channels) for strides in self.strides)
         if not dense or self.outer_size > 1 or self.channels > LONGEST_RUN // WIDEST_ALIGNMENT:
             return None
-        pixels = WIDEST_ALIGNMENT // math.gcd(WIDEST_ALIGNMENT, self.channels)
+        pixels = access // math.gcd(access, self.channels)
         runs = [length // (self.channels * pixels) * pixels for length in (SHORTEST_RUN, 512, 1024, LONGEST_RUN)]
         fullest = max(runs, key=lambda lanes: used_lanes(lanes * self.channels))
         lanes = next((n for n in runs if used_lanes(n * self.channels) >= 0.9), fullest)

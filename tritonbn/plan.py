@@ -202,7 +202,7 @@ class Inference:
     ) -> Plan:
         """The launches, cut so."""
         keywords = cut_keywords(work, config, case, whole=True)
-        del keywords["BLOCK_K"], keywords["BLOCK_M"]
+        del keywords["BLOCK_K"], keywords["SPAN"], keywords["BLOCK_M"]
         keywords["DEAL"] = deals(config, case)
         return cut_plan(inference_kernel, work, config, keywords, [{}])
 

@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 
 from .channel import VECTORS, load_statistics, scale_and_shift
-from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
+from .exchange import dataflow_item, release, take_ticket, wait
 from .gradient import coefficients, input_gradient, store_gradients
+from .partials import add_sums, last_to_add, load_pair, rows_of, store_pair
 from .ranks import load_sums, send_sums
 from .upstream import gradient_of_z, load_clue
 from .view import block_and_chunk, block_channels, channel_sum, load_view, spread, store_view, tiles_of_chunk
-from .welford import add_sums, load_published, publish, store_sums
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -27,7 +27,7 @@ def backward_kernel(
     weight, bias,  # (C,) or None
     statistics,  # (2, C): mean, invstd
     dweight, dbias,  # (C,), written, or None
-    partials,  # (C, BLOCK_K, 2): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all;
+    partials,  # of partials.py: each chunk's sums of dz and of dz (x - mean); then what dx takes of all;
     # if RANKS, then sums (2 C + 1) of this process, and for "gradients" nothing but those of all
     counters,  # of exchange.py, or None
     slope: tl.float64,
@@ -41,7 +41,7 @@ def backward_kernel(
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's sums; then dweight, dbias and dx."""
@@ -103,15 +103,17 @@ def backward_kernel(
         if partials is not None:
             chunk_dz = channel_sum(sum_dz, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
             chunk_dz_x = channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-            store_sums(partials, c, channels, chunk, chunk_dz, chunk_dz_x, BLOCK_K)
-            if last_chunk(counters, block, chunks):
-                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
+            rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
+            store_pair(rows, chunk, chunk_dz, chunk_dz_x)
+            if last_to_add(rows, counters, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M):
+                total_dz, total_dz_x = add_sums(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
                 values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
                 if RANKS:
-                    send_sums(partials, c, channels, block, total_dz, total_dz_x, values, BLOCK_K)
+                    behind = rows_of(partials, blocks, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
+                    send_sums(behind, c, channels, block, total_dz, total_dz_x, values)
                 else:
                     x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-                    publish(partials, c, channels, x_factor, offset, BLOCK_K)
+                    store_pair(rows, 0, x_factor, offset)
                 if PHASE == "dataflow":
                     release(counters, block, blocks, chunks, -1, BLOCK_K)
                 store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
@@ -123,7 +125,8 @@ def backward_kernel(
             total_dz, total_dz_x, values = load_sums(partials, c, channels, ACCUMULATOR)
             x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
         else:
-            x_factor, offset = load_published(partials, c, channels, BLOCK_K)
+            rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
+            x_factor, offset = load_pair(rows, 0, BLOCK_C)
         for tile in tl.range(first, last, num_stages=STAGES):
             gradient, _ = load_view(
                 dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,

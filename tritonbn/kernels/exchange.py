@@ -7,8 +7,9 @@ starve each other only if together they can hold all slots while incomplete, whi
 chosen (space.py, resident). Programs wait for their own block of channels alone, never for the grid.
 
 counters (int32) are all zero before and after a launch: the next ticket, the number of finished blocks, then the
-arrivals at every block, SPACING apart so that blocks do not contend; then a flag for every chunk of every block.
-Whoever completes a count sets it back, and whoever waited for a flag takes it down.
+arrivals at every block, SPACING apart so that blocks do not contend; then a flag for every chunk of every block; then
+the arrivals at every span of chunks, if there are spans (partials.py), as far apart. Whoever completes a count sets it
+back, and whoever waited for a flag takes it down.
 """
 
 import triton
@@ -58,13 +59,21 @@ def last_block(counters, blocks):
 
 @triton.jit
 def last_chunk(counters, block, chunks):
-    """Whether this is the last chunk of its block to arrive."""
+    """Whether this is the last of so many chunks, or spans, of its block to arrive."""
     return is_last(counters + SPACING * (2 + block), chunks)
 
 
 @triton.jit
+def last_of_span(counters, block, blocks, chunk, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr):
+    """Whether this is the last chunk of its span to arrive."""
+    span = chunk // SPAN
+    arrivals = flags_of(counters, blocks, blocks, BLOCK_K) + SPACING * (block * (BLOCK_K // SPAN) + span)
+    return is_last(arrivals, tl.minimum(SPAN, chunks - span * SPAN))
+
+
+@triton.jit
 def flags_of(counters, block, blocks, BLOCK_K: tl.constexpr):
-    """Where the flags of a block's chunks begin."""
+    """Where the flags of a block's chunks begin; of the block behind the last, where all of them end."""
     return counters + SPACING * (2 + blocks) + block * BLOCK_K
 
 

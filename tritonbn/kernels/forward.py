@@ -11,8 +11,9 @@ import triton.language as tl
 
 from .affine import store_y
 from .channel import VECTORS, load_statistics, scale_and_shift, store_statistics
-from .exchange import dataflow_item, last_chunk, release, take_ticket, wait
+from .exchange import dataflow_item, release, take_ticket, wait
 from .finish import finish_channels
+from .partials import rows_of
 from .ranks import merge_ranks, send_moments
 from .rounding import inverse_sqrt
 from .view import (
@@ -24,7 +25,7 @@ from .view import (
     tiles_of_chunk,
     values_before,
 )
-from .welford import centred_moments, finite_or_zero, mean_of, merge_chunks, store_moments
+from .welford import centred_moments, finite_or_zero, last_to_merge, mean_of, merge_chunks, store_moments
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -37,7 +38,7 @@ def forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
-    partials,  # (C, BLOCK_K, 4) workspace: each chunk's mean, as centre and offset, and M2;
+    partials,  # of partials.py: each chunk's mean, as centre and offset, M2, and number of values;
     # if RANKS, then moments (3 C + 1) of this process, and for "normalize" nothing but those of all (RANKS, 3 C + 1)
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
@@ -50,7 +51,7 @@ def forward_kernel(
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's mean and M2; the merged statistics and the running buffers; y."""
@@ -92,12 +93,14 @@ def forward_kernel(
             channel_sum(squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
             count,
         )
-        store_moments(partials, c, channels, chunk, centre, offset, M2, count, BLOCK_K)
-        if last_chunk(counters, block, chunks):
-            centre, offset, variance = merge_chunks(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
+        rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)
+        store_moments(rows, chunk, centre, offset, M2, count)
+        if last_to_merge(rows, counters, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M):
+            centre, offset, variance = merge_chunks(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
             values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
             if RANKS:
-                send_moments(partials, c, channels, block, centre, offset, variance, values, BLOCK_K)
+                behind = rows_of(partials, blocks, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)
+                send_moments(behind, c, channels, block, centre, offset, variance, values)
             else:
                 invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
                 store_statistics(statistics, c, channels, centre + offset, invstd)

@@ -2,7 +2,7 @@
 
 Of the forward pass every process sends moments (3 C + 1): its mean, as centre and offset, its biased variance, and how
 many values a channel has there; of the backward pass sums (2 C + 1): of dz, of dz (x - mean), and the same number. Each
-lies behind the partial results of the launch that made it.
+lies behind the partial results of the launch that made it (partials.py).
 """
 
 import triton
@@ -16,10 +16,9 @@ MERGED_AT_ONCE = tl.constexpr(1024)
 
 
 @triton.jit
-def send_moments(partials, c, channels, block, centre, offset, variance, values, BLOCK_K: tl.constexpr):
-    """Write this process's moments [BLOCK_C] behind partials (C, BLOCK_K, 4)."""
+def send_moments(moments, c, channels, block, centre, offset, variance, values):
+    """Write this process's moments [BLOCK_C]."""
     wide = tl.cast(channels, c.dtype)
-    moments = partials + 4 * wide * BLOCK_K
     tl.store(moments + c, centre, c < channels)
     tl.store(moments + wide + c, offset, c < channels)
     tl.store(moments + 2 * wide + c, variance, c < channels)
@@ -60,10 +59,9 @@ def merge_ranks(gathered, c, channels, RANKS: tl.constexpr, ACCUMULATOR: tl.cons
 
 
 @triton.jit
-def send_sums(partials, c, channels, block, sum_dz, sum_dz_x, values, BLOCK_K: tl.constexpr):
-    """Write this process's sums [BLOCK_C] behind partials (C, BLOCK_K, 2), where a tensor begins well (cutting.py)."""
+def send_sums(sums, c, channels, block, sum_dz, sum_dz_x, values):
+    """Write this process's sums [BLOCK_C]."""
     wide = tl.cast(channels, c.dtype)
-    sums = partials + 2 * wide * max(BLOCK_K, 2)
     tl.store(sums + c, sum_dz, c < channels)
     tl.store(sums + wide + c, sum_dz_x, c < channels)
     if block == 0:

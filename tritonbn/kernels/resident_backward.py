@@ -8,12 +8,12 @@ import triton.language as tl
 
 from .channel import VECTORS, load_statistics, scale_and_shift
 from .chunk import load_chunk, load_clues, loaded, packed, where_loaded
-from .exchange import last_chunk, meet, my_items, release, wait
+from .exchange import meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
+from .partials import add_sums, last_to_add, load_pair, rows_of, store_pair
 from .resident_forward import EVERYONE_MERGES
 from .upstream import gradient_of_z
 from .view import block_channels, channel_sum, spread, store_view
-from .welford import add_sums, load_published, publish, store_sums
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -23,7 +23,7 @@ def resident_backward_kernel(
     weight, bias,  # (C,) or None
     statistics,  # (2, C): mean, invstd
     dweight, dbias,  # (C,), written, or None
-    partials,  # (C, BLOCK_K, 2): each chunk's sums of dz and of dz (x - mean); then (2, C): what dx takes of all
+    partials,  # of partials.py: each chunk's sums of dz and of dz (x - mean); then what dx takes of all
     counters,  # of exchange.py, or None
     slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
@@ -37,7 +37,7 @@ def resident_backward_kernel(
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """The chunk's sums; the channel's, added in one and the same order; dx."""
@@ -91,26 +91,27 @@ def resident_backward_kernel(
 
         last = True
         if BLOCK_K > 1:
-            store_sums(partials, c, channels, chunk, total_dz, total_dz_x, BLOCK_K)
-            last = last_chunk(counters, block, chunks)
+            rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
+            store_pair(rows, chunk, total_dz, total_dz_x)
+            last = last_to_add(rows, counters, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
         values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
         if BLOCK_K == 1 or BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
             if BLOCK_K > 1:
                 meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
+                total_dz, total_dz_x = add_sums(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
             x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
             if last:
                 store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
         else:
             if last:
-                total_dz, total_dz_x = add_sums(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
+                total_dz, total_dz_x = add_sums(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
                 x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-                publish(partials, c, channels, x_factor, offset, BLOCK_K)
+                store_pair(rows, 0, x_factor, offset)
                 release(counters, block, blocks, chunks, chunk, BLOCK_K)
                 store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
             else:
                 wait(counters, block, blocks, chunk, BLOCK_K)
-            x_factor, offset = load_published(partials, c, channels, BLOCK_K)
+            x_factor, offset = load_pair(rows, 0, BLOCK_C)
         held_dy, held_x = packed(held_dy, HOLD), packed(held_x, HOLD)
         if residual is not None:
             clues = packed(clues, HOLD)

@@ -6,11 +6,12 @@ import triton.language as tl
 from .affine import store_y
 from .channel import VECTORS, load_affine, load_statistics, store_statistics
 from .chunk import load_chunk, loaded, packed
-from .exchange import last_chunk, meet, my_items, release, wait
+from .exchange import meet, my_items, release, wait
 from .finish import finish_channels
+from .partials import rows_of
 from .rounding import inverse_sqrt
 from .view import block_channels, values_before
-from .welford import mean_of, merge_chunks, moments_about, store_moments
+from .welford import last_to_merge, mean_of, merge_chunks, moments_about, store_moments
 
 EVERYONE_MERGES = tl.constexpr(4)
 """Up to so many results of chunks every program merges them itself; of more, the last to arrive does, and publishes."""
@@ -26,7 +27,7 @@ def resident_forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
-    partials,  # (C, BLOCK_K, 4) workspace: each chunk's mean, as centre and offset, and M2
+    partials,  # of partials.py: each chunk's mean, as centre and offset, M2, and number of values
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
@@ -39,7 +40,7 @@ def resident_forward_kernel(
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """The chunk's exact mean and M2; the channel's, merged in one and the same order; y."""
@@ -66,12 +67,13 @@ def resident_forward_kernel(
         values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
         variance, last = M2 / count, True
         if BLOCK_K > 1:
-            store_moments(partials, c, channels, chunk, centre, offset, M2, count, BLOCK_K)
-            last = last_chunk(counters, block, chunks)
+            rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)
+            store_moments(rows, chunk, centre, offset, M2, count)
+            last = last_to_merge(rows, counters, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
         if BLOCK_K == 1 or BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
             if BLOCK_K > 1:
                 meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-                centre, offset, variance = merge_chunks(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
+                centre, offset, variance = merge_chunks(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
             mean = centre + offset
             invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
             if last:
@@ -83,7 +85,7 @@ def resident_forward_kernel(
                 )  # fmt: skip
         else:
             if last:
-                centre, offset, variance = merge_chunks(partials, c, channels, chunks, BLOCK_K, BLOCK_M)
+                centre, offset, variance = merge_chunks(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
                 invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
                 store_statistics(statistics, c, channels, centre + offset, invstd)
                 release(counters, block, blocks, chunks, chunk, BLOCK_K)

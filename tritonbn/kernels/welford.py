@@ -10,6 +10,8 @@ relative to it: one far above the deviation costs no digits.
 import triton
 import triton.language as tl
 
+from .exchange import last_chunk, last_of_span
+from .partials import load_rows, span_of, store_row
 from .rounding import quotient
 from .view import channel_sum, spread
 
@@ -76,85 +78,71 @@ def centred_moments(deviation, squares, count):
 
 
 @triton.jit
-def store_numbers(partials, c, channels, chunk, numbers, BLOCK_K: tl.constexpr):
-    """Write a chunk's numbers [BLOCK_C, n] to partials (C, BLOCK_K, n), all of a channel's by one access."""
-    n: tl.constexpr = numbers.shape[1]
-    at = (c * BLOCK_K + chunk)[:, None] * n + tl.arange(0, n)[None, :]
-    tl.store(partials + at, numbers, (c < channels)[:, None])
+def store_moments(rows, row, centre, offset, M2, count):
+    """Write a mean, as centre + offset, M2 [BLOCK_C] and a number of values to a row of partials."""
+    numbers = tl.join(tl.join(centre, M2), tl.join(offset, tl.zeros_like(M2) + count))
+    store_row(rows, row, tl.reshape(numbers, [M2.shape[0], 4]))
 
 
 @triton.jit
-def load_numbers(partials, c, channels, k, chunks, BLOCK_K: tl.constexpr, n: tl.constexpr):
-    """The numbers [BLOCK_C, k, n] of some chunks, zero where there is none; whole rows, so by wide loads."""
-    row = (c[:, None] * BLOCK_K + k[None, :])[:, :, None] * n + tl.arange(0, n)[None, None, :]
-    numbers = tl.load(partials + row, (c < channels)[:, None, None], other=0.0)
-    return tl.where((k < chunks)[None, :, None], numbers, 0.0)
-
-
-@triton.jit
-def store_sums(partials, c, channels, chunk, first, second, BLOCK_K: tl.constexpr):
-    """Write a chunk's two sums [BLOCK_C] of a backward pass to partials (C, BLOCK_K, 2)."""
-    store_numbers(partials, c, channels, chunk, tl.join(first, second), BLOCK_K)
-
-
-@triton.jit
-def add_sums(partials, c, channels, chunks, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Both sums [BLOCK_C] over all chunks, BLOCK_M at a time, in one and the same order."""
-    sums = tl.zeros([c.shape[0], BLOCK_M, 2], partials.dtype.element_ty)
-    for before in range(0, BLOCK_K, BLOCK_M):
-        sums += load_numbers(partials, c, channels, before + tl.arange(0, BLOCK_M), chunks, BLOCK_K, 2)
-    return tl.split(tl.sum(sums, 1))
-
-
-@triton.jit
-def publish(partials, c, channels, first, second, BLOCK_K: tl.constexpr):
-    """Write two numbers [BLOCK_C] for all chunks to read behind the sums of each, as (2, C)."""
-    published = partials + 2 * tl.cast(channels, c.dtype) * BLOCK_K
-    tl.store(published + c, first, c < channels)
-    tl.store(published + channels + c, second, c < channels)
-
-
-@triton.jit
-def load_published(partials, c, channels, BLOCK_K: tl.constexpr):
-    """The two numbers [BLOCK_C] back."""
-    published = partials + 2 * tl.cast(channels, c.dtype) * BLOCK_K
-    return tl.load(published + c, c < channels, other=0.0), tl.load(published + channels + c, c < channels, other=0.0)
-
-
-@triton.jit
-def store_moments(partials, c, channels, chunk, centre, offset, M2, count, BLOCK_K: tl.constexpr):
-    """Write a chunk's mean, as centre + offset, M2 [BLOCK_C] and number of values to partials (C, BLOCK_K, 4)."""
-    count = tl.zeros_like(M2) + count
-    numbers = tl.join(tl.join(centre, M2), tl.join(offset, count))
-    store_numbers(partials, c, channels, chunk, tl.reshape(numbers, [c.shape[0], 4]), BLOCK_K)
-
-
-@triton.jit
-def load_moments(partials, c, channels, k, chunks, BLOCK_K: tl.constexpr):
-    """Centre, offset, M2 and number of values [BLOCK_C, k] of some chunks."""
-    numbers = load_numbers(partials, c, channels, k, chunks, BLOCK_K, 4)
-    first, second = tl.split(tl.reshape(numbers, [c.shape[0], k.shape[0], 2, 2]))
+def load_moments(rows, k, end, BLOCK_C: tl.constexpr):
+    """Centre, offset, M2 and number of values [k, BLOCK_C] of the rows k, zero from `end` on."""
+    numbers = load_rows(rows, k, end, BLOCK_C, 4)
+    first, second = tl.split(tl.reshape(numbers, [k.shape[0], BLOCK_C, 2, 2]))
     centre, M2 = tl.split(first)
     offset, count = tl.split(second)
     return centre, offset, M2, count
 
 
 @triton.jit
-def merge_chunks(partials, c, channels, chunks, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Mean, as centre and offset, and biased variance [BLOCK_C] of all chunks, BLOCK_M at a time, in the same order."""
-    reference = finite_or_zero(tl.load(partials + c * BLOCK_K * 4, c < channels, other=0.0))
+def merge_rows(rows, first, end, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Mean, as centre and offset, biased variance and number of values [BLOCK_C] of all values of the rows from `first`
+    to `end`, COUNT at most, BLOCK_M at a time in one and the same order."""
+    M: tl.constexpr = min(COUNT, BLOCK_M)
+    reference = finite_or_zero(tl.load(rows + (first * BLOCK_C + tl.arange(0, BLOCK_C)) * 4))
     mean, variance, total = tl.zeros_like(reference), tl.zeros_like(reference), tl.zeros_like(reference)
-    for before in range(0, BLOCK_K, BLOCK_M):
-        k = before + tl.arange(0, BLOCK_M)
-        centre, offset, M2, count = load_moments(partials, c, channels, k, chunks, BLOCK_K)
-        here = tl.sum(count, 1)
-        share = count / tl.maximum(here, 1.0)[:, None]
-        delta = tl.where((k < chunks)[None, :], centre - reference[:, None] + offset, 0.0)
-        part_mean = tl.sum(delta * share, 1)
-        delta = tl.where((k < chunks)[None, :], delta - part_mean[:, None], 0.0)
-        part_variance = tl.sum(M2, 1) / tl.maximum(here, 1.0) + tl.sum(delta * delta * share, 1)
+    for before in range(0, COUNT, M):
+        k = first + before + tl.arange(0, M)
+        centre, offset, M2, count = load_moments(rows, k, end, BLOCK_C)
+        here = tl.sum(count, 0)
+        share = count / tl.maximum(here, 1.0)[None, :]
+        delta = tl.where((k < end)[:, None], centre - reference[None, :] + offset, 0.0)
+        part_mean = tl.sum(delta * share, 0)
+        delta = tl.where((k < end)[:, None], delta - part_mean[None, :], 0.0)
+        part_variance = tl.sum(M2, 0) / tl.maximum(here, 1.0) + tl.sum(delta * delta * share, 0)
         mean, variance, total = merge_two(mean, variance, total, part_mean, part_variance, here)
-    return reference, mean, variance
+    return reference, mean, variance, total
+
+
+@triton.jit
+def last_to_merge(
+    rows, counters, block, blocks, chunk, chunks,
+    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Whether this chunk's moments, which it has stored, are the last of its block; the last of a span merges the span."""
+    if SPAN < BLOCK_K:
+        last = last_of_span(counters, block, blocks, chunk, chunks, BLOCK_K, SPAN)
+        if last:
+            begin, end = span_of(chunk, chunks, SPAN)
+            centre, offset, variance, total = merge_rows(rows, begin, end, SPAN, BLOCK_C, BLOCK_M)
+            store_moments(rows, BLOCK_K + chunk // SPAN, centre, offset, variance * total, total)
+            last = last_chunk(counters, block, tl.cdiv(chunks, SPAN))
+    else:
+        last = last_chunk(counters, block, chunks)
+    return last
+
+
+@triton.jit
+def merge_chunks(
+    rows, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Mean, as centre and offset, and biased variance [BLOCK_C] of all chunks."""
+    if SPAN < BLOCK_K:
+        end = BLOCK_K + tl.cdiv(chunks, SPAN)
+        centre, offset, variance, _ = merge_rows(rows, BLOCK_K, end, BLOCK_K // SPAN, BLOCK_C, BLOCK_M)
+    else:
+        centre, offset, variance, _ = merge_rows(rows, 0, chunks, BLOCK_K, BLOCK_C, BLOCK_M)
+    return centre, offset, variance
 
 
 @triton.jit

@@ -1,0 +1,98 @@
+"""Partial results: a row of numbers for each chunk of a block of channels, merged by one program in a fixed order.
+
+partials are (blocks, rows, BLOCK_C, n): the rows of a block are those of its BLOCK_K chunks. Of many chunks the last of
+each SPAN neighbours to arrive merges these into one more row, and the last of all merges the spans: so nobody is waited
+for while it merges hundreds. Otherwise SPAN is BLOCK_K. Who has merged a block publishes what follows in its first row,
+which nobody reads any more.
+"""
+
+import triton
+import triton.language as tl
+
+from .exchange import last_chunk, last_of_span
+
+
+@triton.jit
+def rows_of(
+    partials, block,
+    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, n: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Where the rows of a block begin; of the block behind the last, where all of them end: well aligned (cutting.py)."""
+    ROWS: tl.constexpr = max(BLOCK_K, 2) + (BLOCK_K // SPAN if SPAN < BLOCK_K else 0)
+    return partials + tl.cast(block, INDEX) * (ROWS * BLOCK_C * n)
+
+
+@triton.jit
+def store_row(rows, row, numbers):
+    """Write the numbers [BLOCK_C, n] of a row."""
+    BLOCK_C: tl.constexpr = numbers.shape[0]
+    n: tl.constexpr = numbers.shape[1]
+    at = tl.arange(0, BLOCK_C)[:, None] * n + tl.arange(0, n)[None, :]
+    tl.store(rows + row * (BLOCK_C * n) + at, numbers)
+
+
+@triton.jit
+def load_rows(rows, k, end, BLOCK_C: tl.constexpr, n: tl.constexpr):
+    """The numbers [k, BLOCK_C, n] of the rows k, zero from `end` on."""
+    at = tl.arange(0, BLOCK_C)[None, :, None] * n + tl.arange(0, n)[None, None, :]
+    return tl.load(rows + k[:, None, None] * (BLOCK_C * n) + at, (k < end)[:, None, None], other=0.0)
+
+
+@triton.jit
+def span_of(chunk, chunks, SPAN: tl.constexpr):
+    """The first chunk of the span of a chunk, and the one after its last."""
+    first = chunk // SPAN * SPAN
+    return first, tl.minimum(first + SPAN, chunks)
+
+
+@triton.jit
+def store_pair(rows, row, first, second):
+    """Write two numbers of each channel [BLOCK_C] to a row."""
+    store_row(rows, row, tl.join(first, second))
+
+
+@triton.jit
+def load_pair(rows, row, BLOCK_C: tl.constexpr):
+    """The two numbers of each channel [BLOCK_C] back."""
+    at = tl.arange(0, BLOCK_C)[:, None] * 2 + tl.arange(0, 2)[None, :]
+    return tl.split(tl.load(rows + row * (BLOCK_C * 2) + at))
+
+
+@triton.jit
+def add_rows(rows, first, end, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Both sums [BLOCK_C] over the rows from `first` to `end`, COUNT at most, BLOCK_M at a time in one and the same order."""
+    M: tl.constexpr = min(COUNT, BLOCK_M)
+    sums = tl.zeros([M, BLOCK_C, 2], rows.dtype.element_ty)
+    for before in range(0, COUNT, M):
+        sums += load_rows(rows, first + before + tl.arange(0, M), end, BLOCK_C, 2)
+    return tl.split(tl.sum(sums, 0))
+
+
+@triton.jit
+def last_to_add(
+    rows, counters, block, blocks, chunk, chunks,
+    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Whether this chunk's sums, which it has stored, are the last of its block; the last of a span adds up the span."""
+    if SPAN < BLOCK_K:
+        last = last_of_span(counters, block, blocks, chunk, chunks, BLOCK_K, SPAN)
+        if last:
+            begin, end = span_of(chunk, chunks, SPAN)
+            first, second = add_rows(rows, begin, end, SPAN, BLOCK_C, BLOCK_M)
+            store_pair(rows, BLOCK_K + chunk // SPAN, first, second)
+            last = last_chunk(counters, block, tl.cdiv(chunks, SPAN))
+    else:
+        last = last_chunk(counters, block, chunks)
+    return last
+
+
+@triton.jit
+def add_sums(
+    rows, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Both sums [BLOCK_C] over all chunks."""
+    if SPAN < BLOCK_K:
+        total = add_rows(rows, BLOCK_K, BLOCK_K + tl.cdiv(chunks, SPAN), BLOCK_K // SPAN, BLOCK_C, BLOCK_M)
+    else:
+        total = add_rows(rows, 0, chunks, BLOCK_K, BLOCK_C, BLOCK_M)
+    return total
