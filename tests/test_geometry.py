@@ -245,7 +245,12 @@ def test_tiles_without_a_mask_are_whole(channels, outer, inner, layout, tile, he
             if config.block_o >= geometry.outer_size:  # tiles follow each other along inner alone
                 whole_outer = config.block_o == geometry.outer_size
                 whole_inner = (chunk * held + t + 1) * config.block_i <= geometry.inner
-            assert whole_outer or along_outer >> t & 1
-            assert whole_inner or along_inner >> t & 1
+            lies_wholly_behind = chunk * held + t >= config.tiles(geometry)
+            masks = along_outer >> 2 * t & 3, along_inner >> 2 * t & 3
+            if lies_wholly_behind:
+                assert any(masks)
+            else:
+                assert whole_outer or masks[0] == 1
+                assert whole_inner or masks[1] == 1
     if geometry.outer_size % config.block_o == geometry.inner % config.block_i == config.tiles(geometry) % held == 0:
         assert along_outer == along_inner == 0

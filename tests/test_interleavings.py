@@ -18,8 +18,8 @@ from support import DEVICE, random, vector
 from triton.runtime import interpreter
 
 import tritonbn
-from tritonbn import counters, reference
-from tritonbn.kernels import backward, exchange, finish, forward, resident_backward, resident_forward
+from tritonbn import configs, counters, reference
+from tritonbn.kernels import backward, exchange, finish, forward, partials, resident_backward, resident_forward, welford
 from tritonbn.launch import INTERPRETED
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="about orders that only the interpreter can be given")
@@ -34,9 +34,13 @@ CASES = {
     "one block of three chunks, channels last": ((2, 8, 1, 5), LAST, (8, 1, 4), 3),
     "one block of four chunks": ((4, 3, 1, 4), FIRST, (4, 1, 4), 4),
     "planes folded": ((3, 12, 3, 3), FIRST, (1, 1, 1), 3),
-    "pixels folded": ((2, 3, 9, 9), LAST, (1, 1, 1), 3),
+    "pixels folded": ((2, 3, 11, 9), LAST, (1, 1, 1), 3),
 }
 """Shape and memory format of x, the tile, and the chunks of a block of channels."""
+
+
+SPANS = "one block of three chunks, channels last", "one block of four chunks", "planes folded"
+"""Cases of more than two chunks, which are merged in spans of two if no more than one fits into the registers."""
 
 
 class Step:
@@ -79,12 +83,15 @@ def orders(step, slots):
 @pytest.mark.parametrize(
     ("case", "strategy", "everyone_merges"),
     [(case, strategy, 4) for case in CASES for strategy in ("resident", "at once", "dataflow")]
-    + [("two blocks of two chunks", "resident", 1), ("pixels folded", "resident", 64)],
+    + [("two blocks of two chunks", "resident", 1), ("pixels folded", "resident", 64)]
+    + [(case, strategy, 0) for case in SPANS for strategy in ("resident", "at once", "dataflow")],
 )
 def test_orders(cut, monkeypatch, case, strategy, everyone_merges):
-    """On the fewest slots, on one more, and on more than there are programs."""
+    """On the fewest slots, on one more, and on more than there are programs; where nobody else merges, in spans."""
     for kernel in (resident_forward, resident_backward):
         monkeypatch.setattr(kernel, "EVERYONE_MERGES", tl.constexpr(everyone_merges))
+    if everyone_merges == 0:
+        monkeypatch.setattr(configs, "MERGED_A_THREAD", 0)
     shape, memory_format, sizes, chunks = CASES[case]
     if strategy == "at once":
         cut(*sizes, 1, strategy="resident", at_once=chunks)
@@ -148,10 +155,24 @@ def test_two_streams(monkeypatch, step):
     assert 0 < starved < 10
 
 
+@interpreted
+@pytest.mark.parametrize("strategy", ["resident", "dataflow"])
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+def test_a_span_that_is_not_put_back_is_caught(step, broken, monkeypatch, strategy, passes):
+    """As are spans whose merged row is not there yet when it is merged."""
+    monkeypatch.setattr(configs, "MERGED_A_THREAD", 0)
+    broken("return is_last(arrivals, ", "return is_last(arrivals, 1 + ", passes)
+    with pytest.raises(Deadlock, match=f"{passes}_kernel"):
+        orders(step(strategy), ALL)
+
+
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
     """broken(old, new, passes) makes the kernels use exchange.py with another text in place of an old one."""
-    users = {"forward": (forward, resident_forward, finish), "backward": (backward, resident_backward)}
+    users = {
+        "forward": (forward, resident_forward, welford, finish),
+        "backward": (backward, resident_backward, partials),
+    }
 
     def change(old, new, passes):
         source = Path(exchange.__file__).read_text()

@@ -7,7 +7,7 @@ from support import DEVICE, DTYPES, compare, fitted, random, vector
 from test_epilogue import check
 
 import tritonbn
-from tritonbn import reference
+from tritonbn import configs, reference
 from tritonbn.configs import Config
 from tritonbn.geometry import describe
 
@@ -29,7 +29,7 @@ CUTS = {
     "last chunk of one pixel": ((3, 20, 1, 3), LAST, (8, 1, 4), 3),
     "planes folded": ((3, 12, 7, 7), FIRST, (1, 1, 1), 3),
     "planes folded, last chunk of one run": ((5, 8, 7, 7), FIRST, (1, 2, 1), 3),
-    "pixels folded": ((2, 3, 9, 9), LAST, (1, 1, 1), 3),
+    "pixels folded": ((2, 3, 11, 9), LAST, (1, 1, 1), 3),
 }
 """Shape and memory format of x, the tile, and the chunks of a channel if each is one tile."""
 
@@ -69,9 +69,12 @@ def test_cuts(cut, shape, memory_format, sizes, chunks, strategy):
     [((49, 2, 1, 3), FIRST, (2, 1, 4)), ((49, 8, 1, 2), LAST, (8, 1, 2))],
     ids=["first", "last"],
 )
-def test_so_many_chunks_that_only_one_merges_them(cut, shape, memory_format, sizes, strategy):
+@pytest.mark.parametrize("a_thread", [configs.MERGED_A_THREAD, 0])
+def test_so_many_chunks_that_only_one_merges_them(cut, monkeypatch, shape, memory_format, sizes, a_thread, strategy):
+    """All at once; or, where registers hold the results of no more than one, span by span, of eight chunks each."""
     x, dy = pair(shape, memory_format)
     assert chunks_of(x, sizes) == 49
+    monkeypatch.setattr(configs, "MERGED_A_THREAD", a_thread)
     cut(*sizes, 1, strategy=strategy, window=2)
     with side_by_side(0, SLOTS):
         compare(x, dy=dy, **vectors(shape[1]))

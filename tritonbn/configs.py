@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -151,17 +151,36 @@ MOST_ROUNDS = 2
 """Pieces in which one program may merge all chunks, one piece after the other; with more, spans of them come first."""
 
 
-def merged_at_once(config: Config, device: Device) -> int:
-    """Chunks whose results, of all channels of a block, a program loads and merges in one piece: a power of two."""
-    return max(1, MERGED_A_THREAD * config.num_warps * device.warp_size // config.block_c)
+class Merging(NamedTuple):
+    """How the results of chunks are merged (kernels/partials.py): powers of two."""
+
+    chunks: int
+    """At least as many as there are."""
+    span: int
+    """Of these neighbours that are merged first, all of them where one program merges all."""
+    at_once: int
+    """Of these those whose results, of all channels of a block, a program loads and merges in one piece."""
+
+    CONSTEXPRS = "BLOCK_K", "SPAN", "BLOCK_M"
+    """What kernels call them."""
+
+    @property
+    def spans(self) -> int:
+        """How many spans there are; none where one program merges all chunks."""
+        return self.chunks // self.span if self.span < self.chunks else 0
+
+    @property
+    def rounds(self) -> int:
+        """Pieces that are merged one after the other, from a chunk's results to the channel's."""
+        return self.span // self.at_once + math.ceil(self.spans / self.at_once)
 
 
-def merged_first(config: Config, geometry: Geometry, device: Device) -> int:
-    """Chunks of a span (kernels/partials.py): a power of two, and as many as there are chunks where one merges all."""
-    padded = power_of_two(config.chunks(geometry))
-    if padded <= MOST_ROUNDS * merged_at_once(config, device):
-        return padded
-    return 1 << math.ceil(math.log2(padded) / 2)
+def merging(config: Config, geometry: Geometry, device: Device) -> Merging:
+    """How the results of a block's chunks are merged."""
+    chunks = power_of_two(config.chunks(geometry))
+    at_once = max(1, MERGED_A_THREAD * config.num_warps * device.warp_size // config.block_c)
+    span = chunks if chunks <= MOST_ROUNDS * at_once else 1 << (chunks.bit_length() // 2)
+    return Merging(chunks, span, min(span, at_once))
 
 
 def power_of_two(size: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from .configs import LAYOUTS, ONE_SWEEP, SECTOR, UNMERGED, Config, Work, merged_at_once, power_of_two
+from .configs import LAYOUTS, ONE_SWEEP, SECTOR, UNMERGED, Config, Work, merging
 from .devices import Device
 from .geometry import FULL_ACCESS
 from .kernels.tile import MOST_DEALT
@@ -43,8 +43,14 @@ LOOPING = 8
 OFFSETS = 6
 """Where it looks for what rounding the mean has lost, in 32 and 64 bits."""
 
-VOLTA = {("forward", "planes"): 0.75, ("forward", "rows"): 0.8, ("forward", "runs"): 0.75, ("backward", "rows"): 0.88}
-"""The compiler for Volta makes do with so much of what packed tiles need elsewhere, but for whole pixels."""
+VOLTA = {
+    ("forward", "planes"): (0.75, 0.75),
+    ("forward", "runs"): (1.12, 0.91),
+    ("forward", "rows"): (1.2, 0.89),
+    ("backward", "pixels"): (0.88, 0.88),
+    ("backward", "rows"): (0.88, 0.88),
+}
+"""How much of what packed tiles need elsewhere they need from the compiler for Volta: beside elements, and for each."""
 
 AMD = {"forward": 1.4, "backward": 1.15}
 """How much more each element of a resident pass takes there."""
@@ -62,42 +68,36 @@ HELD_NARROWER = {"forward": 1 / 8, "backward": 1 / 2}
 RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
 """Numbers of each chunk that are merged."""
 
-MERGING = 1.5
-"""Registers for each of those that a thread has loaded, where a loop takes one piece after the other."""
-
-FEW_RESULTS = 4
-"""So many of them a thread take no more registers."""
-
 HELD_SPARE = {"forward": 29, "backward": 27}
 """Registers a thread of a resident program for everything but its chunk."""
 
-HELD_FOLDED = {"forward": 41, "backward": 40}
+HELD_FOLDED = {"forward": 12, "backward": 13}
 """What folded tiles add to these."""
+
+PIXELS = {"forward": 19, "backward": 20}
+"""What whole pixels as runs add beside."""
 
 DOUBLE_SPARE = 2.6
 """How many times HELD_SPARE it is in float64."""
 
 HELD_ELEMENT = {
     ("forward", "planes", True): 1.0,
-    ("forward", "rows", True): 0.8,
-    ("forward", "runs", True): 0.62,
+    ("forward", "rows", True): 0.86,
+    ("forward", "runs", True): 0.7,
     ("backward", "planes", True): 1.25,
-    ("backward", "rows", True): 1.38,
-    ("backward", "runs", True): 1.0,
+    ("backward", "rows", True): 1.6,
+    ("backward", "runs", True): 1.5,
     ("forward", "planes", False): 1.2,
     ("forward", "rows", False): 1.6,
     ("forward", "runs", False): 1.2,
-    **{("backward", layout, False): 2.2 for layout in LAYOUTS},
+    **{("backward", layout, False): 2.5 if layout == "rows" else 2.2 for layout in LAYOUTS},
 }
 """Registers for each element of x of a resident chunk, backward with one of dy: packed in 16 bits, or converted."""
 
-PIXELS = {"forward": 0.15, "backward": 0.1}
-"""What whole pixels, as runs, add to these."""
-
-HELD_CHANNEL = {"forward": 3.5, "backward": 3.2}
+HELD_CHANNEL = {"forward": 1.4, "backward": 1.6}
 """Registers for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
 
-LEAST_CHANNEL = {"forward": 11, "backward": 9}
+LEAST_CHANNEL = {"forward": 9, "backward": 9}
 """The same for dealing out its sums (kernels/tile.py): while chunks are short, that is what takes most."""
 
 HELD_EPILOGUE = {
@@ -179,6 +179,9 @@ PROGRAM = 0.7e-9
 MERGED = 0.35e-6
 """What it takes to merge the numbers of as many chunks as are loaded at once, while all others wait."""
 
+ARRIVAL = 0.35e-6
+"""What it costs beside to learn which span is the last."""
+
 LAUNCH = 4e-6
 """What a launch costs, the host's part included."""
 
@@ -232,7 +235,7 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
     per_thread = math.ceil(config.held / (config.num_warps * device.warp_size))
     needed = registers(work, config, device, per_thread)
     narrower = HELD_NARROWER[work.mode] if config.strategy == "resident" else NARROWER
-    needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / work.accesses - 1)
+    needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
     return 8 * math.ceil(needed / 8)
 
 
@@ -243,26 +246,21 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     pixels = work.layout == "runs" and work.geometry.channels_last
     fixed, least = HELD_SPARE[mode] * (DOUBLE_SPARE if double > 1 else 1), 0.0
     if work.layout == "rows":
-        channels = double * min(work.accesses, per_thread)
+        channels = double * min(accesses(work, config), per_thread)
         fixed, least = fixed + HELD_CHANNEL[mode] * channels, LEAST_CHANNEL[mode] * channels
     elif work.layout == "runs":
-        fixed += HELD_FOLDED[mode]
-        element += PIXELS[mode] if pixels else 0
+        fixed += HELD_FOLDED[mode] + (PIXELS[mode] if pixels else 0)
         if mode == "backward" and work.epilogue != "none":
             fixed += FOLDED_EPILOGUE
-    if config.packed and device.arch == "sm_70" and not pixels:
-        less = VOLTA.get((mode, work.layout), 1)
-        element, fixed, least = element * less, fixed * less, least * less
+    if config.packed and device.arch == "sm_70":
+        beside, each = VOLTA.get((mode, "pixels" if pixels else work.layout), (1, 1))
+        element, fixed, least = element * each, fixed * beside, least * beside
     if work.itemsize > 2 and mode == "forward":
         fixed += OFFSETS
     if config.at_once:
         fixed += LOOPING
     if device.backend == "hip":
         element *= AMD[mode]
-    results, chunks = results_at_once(work, config, device), power_of_two(config.chunks(work.geometry))
-    if chunks > 1:
-        is_loop = chunks > merged_at_once(config, device)
-        fixed += double * (MERGING * results if is_loop else max(0, results - FEW_RESULTS))
     return max(least, fixed + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
 
 
@@ -278,9 +276,15 @@ def streamed_registers(work: Work, config: Config, device: Device, per_thread: i
     return needed
 
 
+def accesses(work: Work, config: Config) -> int:
+    """Elements that one access moves: all of a resident chunk but its last tile lies well if nothing precedes it."""
+    whole = config.strategy == "resident" and work.geometry.channels * work.geometry.outer_size == 1
+    return FULL_ACCESS // work.itemsize if whole and work.geometry.strides[0][4] == 1 else work.accesses
+
+
 def results_at_once(work: Work, config: Config, device: Device) -> float:
     """Numbers of other chunks that a thread loads at once."""
-    chunks = min(power_of_two(config.chunks(work.geometry)), merged_at_once(config, device))
+    chunks = merging(config, work.geometry, device).at_once
     return RESULTS[work.mode] * chunks * config.block_c / (config.num_warps * device.warp_size)
 
 
@@ -350,7 +354,7 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
 
     def sweep(moved: float, instructions: float, waits: float) -> float:
         """All programs once, each moving as many bytes as `moved` chunks, in so many instructions an element."""
-        instructions += ACCESS_INSTRUCTIONS * moved / work.accesses * (1 if config.stages == 1 else COPYING)
+        instructions += ACCESS_INSTRUCTIONS * moved / accesses(work, config) * (1 if config.stages == 1 else COPYING)
         computing = (config.held * tiles * instructions + started) * (1 + busy) / 2 / lanes
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1) / config.stages
         again = waves - 1 if waiting and chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
@@ -361,11 +365,12 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     started = config.num_warps * device.warp_size * PROGRAM_INSTRUCTIONS[work.layout]
     started *= 0 if mode in UNMERGED else 1 if resident else 0.5
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
-    merging = 0.0
+    waits = 0.0
     if mode not in UNMERGED and chunks > 1:
-        merging = MERGED * math.ceil(chunks / merged_at_once(config, device))
+        merged = merging(config, geometry, device)
+        waits = MERGED * merged.rounds + (ARRIVAL if merged.spans else 0)
     if resident or mode in ONE_SWEEP:
-        waits = merging + (EXCHANGE if resident and chunks > 1 else 0)
+        waits += EXCHANGE if resident and chunks > 1 else 0
         return time + sweep(reads + work.read_beside + writes, instructions, waits)
     later = work.read_beside
     if mode == "backward":
@@ -374,7 +379,7 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     if config.strategy == "dataflow" and not geometry.channels_last:
         kept = min(kept, reads * chunk * (slots + 2 * config.window * chunks))
     again = reads / (L2_SPEED if kept <= L2_SHARE * device.l2_bytes else 1)
-    time += merging + sweep(reads, instructions / 2, 0) + sweep(again + later + writes, instructions / 2, 0)
+    time += waits + sweep(reads, instructions / 2, 0) + sweep(again + later + writes, instructions / 2, 0)
     return time + (EXCHANGE if config.strategy == "dataflow" else LAUNCH)
 
 

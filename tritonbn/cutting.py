@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+import triton.language as tl
 
 from . import devices
 from .case import Case
-from .configs import Config, Work, merged_at_once, merged_first, power_of_two, sign_group
+from .configs import Config, Merging, Work, merging, sign_group
 from .devices import Device
 from .geometry import Fold, Geometry
 from .kernels import forward_kernel, inference_kernel, resident_backward_kernel, resident_forward_kernel
 from .kernels.exchange import SPACING
+from .kernels.tile import PARTLY, WHOLLY
 from .launch import Plan, steps, tile_keywords
 
 KNOWN_TILES = 32
@@ -27,9 +30,7 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
     keywords["INNER_TILES"] = inner_tiles(geometry, config)
     keywords["MASK_O"], keywords["MASK_I"] = masked_tiles(geometry, config, fold, held)
     keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
-    keywords["BLOCK_K"] = power_of_two(config.chunks(geometry))
-    keywords["SPAN"] = merged_first(config, geometry, case.device)
-    keywords["BLOCK_M"] = min(keywords["SPAN"], merged_at_once(config, case.device))
+    keywords |= zip(Merging.CONSTEXPRS, merging(config, geometry, case.device), strict=True)
     if fold:
         keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment}
         if geometry.channels_last:
@@ -52,24 +53,31 @@ def inner_tiles(geometry: Geometry, config: Config) -> int:
 
 
 def masked_tiles(geometry: Geometry, config: Config, fold: Fold | None, held: int) -> tuple[int, int]:
-    """Which of the `held` tiles of a chunk may lack elements, along outer and along inner: a bit for each tile."""
-    every_tile = (1 << held) - 1
+    """The masks of the `held` tiles of a chunk (kernels/tile.py) along outer and along inner: two bits each."""
+    every_tile = range(held)
     in_last_chunk = (config.tiles(geometry) - 1) % held + 1
 
     def at_the_end(lack: bool, tiles: int = 1) -> int:
-        """Those that the last chunk has not, and so many before them if these lack elements."""
-        whole = max(0, in_last_chunk - tiles * lack)
-        return every_tile >> whole << whole
+        """The last chunk has no more than its tiles, of which so many last ones may lack elements."""
+        partly = range(in_last_chunk - tiles * lack, in_last_chunk)
+        if partly.start < 0:
+            return marked(PARTLY, every_tile)
+        return marked(PARTLY, partly) | marked(WHOLLY, range(in_last_chunk, held))
 
     if fold:
         last_lacks = geometry.values % (fold.lanes * config.block_o) != 0
-        return at_the_end(last_lacks), every_tile * (fold.run != config.block_i)
+        return at_the_end(last_lacks), marked(PARTLY, every_tile) if fold.run != config.block_i else 0
     outer_lacks, inner_lacks = geometry.outer_size % config.block_o != 0, geometry.inner % config.block_i != 0
     if config.block_o >= geometry.outer_size:
-        return every_tile * outer_lacks, at_the_end(inner_lacks)
+        return marked(PARTLY, every_tile) if outer_lacks else 0, at_the_end(inner_lacks)
     columns = -(-geometry.inner // config.block_i)
-    last_column = sum(1 << tile for tile in range(columns - 1, held, columns)) if held % columns == 0 else every_tile
-    return at_the_end(outer_lacks, columns), last_column * inner_lacks
+    in_last_column = range(columns - 1, held, columns) if held % columns == 0 else every_tile
+    return at_the_end(outer_lacks, columns), marked(PARTLY, in_last_column) if inner_lacks else 0
+
+
+def marked(mask: tl.constexpr, tiles: Iterable[int]) -> int:
+    """Such a mask for these tiles."""
+    return sum(mask.value << 2 * tile for tile in tiles)
 
 
 def register_cap(registers: int, device: Device) -> dict[str, int]:
@@ -116,17 +124,17 @@ def cut_plan(
     """One launch for each phase, over all chunks of all blocks; it sends so many numbers to other processes."""
     geometry = work.geometry
     blocks, chunks = config.channel_blocks(geometry), config.chunks(geometry)
-    padded = power_of_two(chunks)
     programs = blocks * chunks
     if phases[0].get("PHASE") == "dataflow":
         programs = 2 * chunks * config.window * -(-blocks // config.window)
     if config.at_once:
         programs = config.at_once
     resident = kernel in (resident_forward_kernel, resident_backward_kernel)
-    spans = padded // keywords["SPAN"] if keywords.get("SPAN", padded) < padded else 0
-    numbers = blocks * config.block_c * (max(padded, 2) + spans)  # kernels/partials.py
-    numbers *= 4 if kernel in (forward_kernel, resident_forward_kernel) else 2
     exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
+    merged = Merging(*(keywords.get(name, 1) for name in Merging.CONSTEXPRS))
+    numbers = blocks * config.block_c * (max(merged.chunks, 2) + merged.spans)  # kernels/partials.py
+    numbers *= 4 if kernel in (forward_kernel, resident_forward_kernel) else 2
+    counted = SPACING.value * (2 + blocks + blocks * merged.spans) + blocks * merged.chunks  # kernels/exchange.py
     return Plan(
         kernel=kernel,
         sizes=(
@@ -142,7 +150,7 @@ def cut_plan(
         ),
         launches=tuple(((programs,), keywords | phase) for phase in phases),
         partials=(numbers + sends,) if exchanges else (),
-        counted=SPACING.value * (2 + blocks + blocks * spans) + blocks * padded if exchanges or always_counts else 0,
+        counted=counted if exchanges or always_counts else 0,
         waits=resident and chunks > 1 and not config.at_once,
         config=config,
         sign_bytes=sign_bytes(geometry, config, work.itemsize),

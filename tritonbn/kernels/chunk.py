@@ -1,6 +1,6 @@
 """A chunk that a resident program keeps in registers: a tuple of tiles, as many as its config says.
 
-MASK_O and MASK_I have a bit for each tile of a chunk: only the last ones may lack elements.
+MASK_O and MASK_I have two bits for each tile of a chunk: the mask that it needs (tile.py), as only the last ones do.
 """
 
 import triton
@@ -26,7 +26,7 @@ def load_chunk(
             x, first + t, block, c, channels, outer, outer_1, outer_2, inner,
             stride_o0, stride_o1, stride_o2, stride_c, stride_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
         )  # fmt: skip
         tiles, masks = tiles + (tile,), masks + (mask,)
     return tiles, masks
@@ -47,7 +47,7 @@ def load_clues(
         clue = load_clue(
             residual, signs, first + t, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
         )  # fmt: skip
         clues = clues + (clue,)
     return clues

@@ -9,7 +9,7 @@ wide where a plane of 7 x 7 or a pixel of 3 channels alone would be read element
 import triton
 import triton.language as tl
 
-from .tile import MOST_DEALT, column_sum, multiple
+from .tile import MOST_DEALT, PARTLY, column_sum, multiple
 
 
 @triton.jit
@@ -31,9 +31,9 @@ def run_mask(
         mask = mask & (lane < RUN)
     if MASK_C and not CHANNELS_LAST:
         mask = mask & (lane < multiple((channels - block * BLOCK_C) * FOLD, ALIGN))
-    if MASK_O and CHANNELS_LAST:
+    if MASK_O == PARTLY and CHANNELS_LAST:
         mask = mask & (run * RUN + lane < multiple(tl.cast(inner, run.dtype) * channels, ALIGN))
-    if MASK_O and not CHANNELS_LAST:
+    if MASK_O == PARTLY and not CHANNELS_LAST:
         mask = mask & (run < outer)
     return mask
 

@@ -52,5 +52,5 @@ def inference_kernel(
             chunk * TILES + t, block, c, channels, outer, outer_1, outer_2, inner,
             y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
             ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
         )  # fmt: skip

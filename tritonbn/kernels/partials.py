@@ -17,7 +17,7 @@ def rows_of(
     partials, block,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, n: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Where the rows of a block begin; of the block behind the last, where all of them end: well aligned (cutting.py)."""
+    """Where the rows of a block begin; of the block behind the last, where all end: well aligned (cutting.py)."""
     ROWS: tl.constexpr = max(BLOCK_K, 2) + (BLOCK_K // SPAN if SPAN < BLOCK_K else 0)
     return partials + tl.cast(block, INDEX) * (ROWS * BLOCK_C * n)
 
@@ -60,7 +60,7 @@ def load_pair(rows, row, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def add_rows(rows, first, end, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Both sums [BLOCK_C] over the rows from `first` to `end`, COUNT at most, BLOCK_M at a time in one and the same order."""
+    """Both sums [BLOCK_C] over the rows from `first` to `end`, COUNT at most, BLOCK_M at a time in a fixed order."""
     M: tl.constexpr = min(COUNT, BLOCK_M)
     sums = tl.zeros([M, BLOCK_C, 2], rows.dtype.element_ty)
     for before in range(0, COUNT, M):
@@ -73,7 +73,7 @@ def last_to_add(
     rows, counters, block, blocks, chunk, chunks,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Whether this chunk's sums, which it has stored, are the last of its block; the last of a span adds up the span."""
+    """Whether this chunk's sums, which it has stored, are its block's last; the last of a span adds up the span."""
     if SPAN < BLOCK_K:
         last = last_of_span(counters, block, blocks, chunk, chunks, BLOCK_K, SPAN)
         if last:
@@ -87,9 +87,7 @@ def last_to_add(
 
 
 @triton.jit
-def add_sums(
-    rows, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr
-):
+def add_sums(rows, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr):
     """Both sums [BLOCK_C] over all chunks."""
     if SPAN < BLOCK_K:
         total = add_rows(rows, BLOCK_K, BLOCK_K + tl.cdiv(chunks, SPAN), BLOCK_K // SPAN, BLOCK_C, BLOCK_M)

@@ -81,7 +81,7 @@ def resident_backward_kernel(
                     dresidual, dz, first + t, block, c, channels, outer, outer_1, outer_2, inner,
                     dx_o0, dx_o1, dx_o2, dx_c, dx_i,
                     OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
                 )  # fmt: skip
             dz = where_loaded(masks[t], dz, ACTIVATION)
             sum_dz += dz
@@ -129,5 +129,5 @@ def resident_backward_kernel(
                 dx, gradient, first + t, block, c, channels, outer, outer_1, outer_2, inner,
                 dx_o0, dx_o1, dx_o2, dx_c, dx_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
             )  # fmt: skip

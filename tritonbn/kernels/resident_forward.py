@@ -13,7 +13,7 @@ from .rounding import inverse_sqrt
 from .view import block_channels, values_before
 from .welford import last_to_merge, mean_of, merge_chunks, moments_about, store_moments
 
-EVERYONE_MERGES = tl.constexpr(4)
+EVERYONE_MERGES = tl.constexpr(64)
 """Up to so many results of chunks every program merges them itself; of more, the last to arrive does, and publishes."""
 
 
@@ -104,5 +104,5 @@ def resident_forward_kernel(
                 chunk * TILES + t, block, c, channels, outer, outer_1, outer_2, inner,
                 y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
                 ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> t & 1, MASK_I >> t & 1,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
             )  # fmt: skip

@@ -3,10 +3,14 @@
 The reduced axes of a batch norm are `outer` (up to three axes that cannot be merged) and `inner` (the fastest of them).
 A tile is [BLOCK_C, BLOCK_O, BLOCK_I]. The tiles of a channel block are numbered outer-major; a chunk is a run of them.
 INDEX is the integer type of every offset: tl.int32, or tl.int64 where an offset can pass 2^31.
+MASK_O and MASK_I are PARTLY where a tile may lack elements along outer or inner, WHOLLY where it may lack all of them,
+and 0 where it lacks none.
 """
 
 import triton
 import triton.language as tl
+
+PARTLY, WHOLLY = tl.constexpr(1), tl.constexpr(2)
 
 MOST_DEALT = tl.constexpr(2048)
 """Elements of a tile that are passed through shared memory to be added up: 8 or 16 KiB."""
@@ -87,9 +91,9 @@ def tile_mask(
     mask = tl.full([1, 1, 1], True, tl.int1)
     if MASK_C:
         mask = mask & (c[:, None, None] < multiple(channels, ALIGN if CHANNELS_LAST else 1))
-    if MASK_O:
+    if MASK_O == PARTLY:
         mask = mask & (o < outer)
-    if MASK_I:
+    if MASK_I == PARTLY:
         mask = mask & (i < multiple(inner, 1 if CHANNELS_LAST else ALIGN))
     return mask
 

@@ -7,7 +7,17 @@ import triton
 import triton.language as tl
 
 from .fold import over_run, run_indices, run_mask, run_offsets, run_sum
-from .tile import chunk_tiles, elements_before, over_tile, tile_indices, tile_mask, tile_offsets, tile_sum
+from .tile import (
+    WHOLLY,
+    chunk_tiles,
+    elements_before,
+    over_tile,
+    tile_indices,
+    tile_mask,
+    tile_offsets,
+    tile_position,
+    tile_sum,
+)
 
 
 @triton.jit
@@ -50,6 +60,20 @@ def values_before(
 
 
 @triton.jit
+def tile_exists(
+    tile, outer, inner,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """Whether a tile has any element."""
+    if RUN:
+        exists = tile * BLOCK_O * FOLD < tl.cast(outer, tile.dtype) * inner
+    else:
+        row, column = tile_position(tile, inner, BLOCK_I, INNER_TILES)
+        exists = (row * BLOCK_O < outer) & (column * BLOCK_I < inner)
+    return exists
+
+
+@triton.jit
 def locate(
     tile, block, c, channels, outer, inner,
     CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr, INNER_TILES: tl.constexpr,
@@ -65,6 +89,8 @@ def locate(
     else:
         o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX, INNER_TILES)
         mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
+    if MASK_O == WHOLLY or MASK_I == WHOLLY:
+        mask = mask & tile_exists(tile, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN)
     return o, i, mask
 
 

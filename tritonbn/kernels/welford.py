@@ -96,8 +96,10 @@ def load_moments(rows, k, end, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def merge_rows(rows, first, end, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Mean, as centre and offset, biased variance and number of values [BLOCK_C] of all values of the rows from `first`
-    to `end`, COUNT at most, BLOCK_M at a time in one and the same order."""
+    """Mean, as centre and offset, biased variance and number of values [BLOCK_C] of the rows from `first` to `end`.
+
+    They are COUNT at most, and merged BLOCK_M at a time in a fixed order.
+    """
     M: tl.constexpr = min(COUNT, BLOCK_M)
     reference = finite_or_zero(tl.load(rows + (first * BLOCK_C + tl.arange(0, BLOCK_C)) * 4))
     mean, variance, total = tl.zeros_like(reference), tl.zeros_like(reference), tl.zeros_like(reference)
@@ -119,7 +121,7 @@ def last_to_merge(
     rows, counters, block, blocks, chunk, chunks,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Whether this chunk's moments, which it has stored, are the last of its block; the last of a span merges the span."""
+    """Whether this chunk's moments, which it has stored, are its block's last; the last of a span merges the span."""
     if SPAN < BLOCK_K:
         last = last_of_span(counters, block, blocks, chunk, chunks, BLOCK_K, SPAN)
         if last:
@@ -133,9 +135,7 @@ def last_to_merge(
 
 
 @triton.jit
-def merge_chunks(
-    rows, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr
-):
+def merge_chunks(rows, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr):
     """Mean, as centre and offset, and biased variance [BLOCK_C] of all chunks."""
     if SPAN < BLOCK_K:
         end = BLOCK_K + tl.cdiv(chunks, SPAN)
