@@ -133,6 +133,10 @@ class Config:
         """Blocks of channels: programs per chunk."""
         return math.ceil(geometry.channels / self.block_c)
 
+    def items(self, geometry: Geometry) -> int:
+        """Most chunks that a program takes where all run at once; otherwise 0."""
+        return math.ceil(self.chunks(geometry) * self.channel_blocks(geometry) / self.at_once) if self.at_once else 0
+
     @property
     def elements(self) -> int:
         """Elements of a tile."""

@@ -45,15 +45,15 @@ OFFSETS = 6
 
 VOLTA = {
     ("forward", "planes"): (0.75, 0.75),
-    ("forward", "runs"): (1.12, 0.91),
-    ("forward", "rows"): (1.2, 0.89),
+    ("forward", "runs"): (1.0, 0.98),
+    ("forward", "rows"): (1.25, 0.743),
     ("backward", "pixels"): (0.88, 0.88),
     ("backward", "rows"): (0.88, 0.88),
 }
 """How much of what packed tiles need elsewhere they need from the compiler for Volta: beside elements, and for each."""
 
-AMD = {"forward": 1.4, "backward": 1.15}
-"""How much more each element of a resident pass takes there."""
+AMD = {"forward": 1.25, "backward": 1.15}
+"""How much more elements of a resident pass take there, or dealing out their sums."""
 
 NARROW = 16
 WIDE = 8
@@ -71,10 +71,10 @@ RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
 HELD_SPARE = {"forward": 29, "backward": 27}
 """Registers a thread of a resident program for everything but its chunk."""
 
-HELD_FOLDED = {"forward": 12, "backward": 13}
+HELD_FOLDED = {"forward": 17, "backward": 19}
 """What folded tiles add to these."""
 
-PIXELS = {"forward": 19, "backward": 20}
+PIXELS = {"forward": 18, "backward": 16}
 """What whole pixels as runs add beside."""
 
 DOUBLE_SPARE = 2.6
@@ -82,11 +82,11 @@ DOUBLE_SPARE = 2.6
 
 HELD_ELEMENT = {
     ("forward", "planes", True): 1.0,
-    ("forward", "rows", True): 0.86,
-    ("forward", "runs", True): 0.7,
+    ("forward", "rows", True): 1.03,
+    ("forward", "runs", True): 0.65,
     ("backward", "planes", True): 1.25,
     ("backward", "rows", True): 1.6,
-    ("backward", "runs", True): 1.5,
+    ("backward", "runs", True): 1.45,
     ("forward", "planes", False): 1.2,
     ("forward", "rows", False): 1.6,
     ("forward", "runs", False): 1.2,
@@ -94,7 +94,7 @@ HELD_ELEMENT = {
 }
 """Registers for each element of x of a resident chunk, backward with one of dy: packed in 16 bits, or converted."""
 
-HELD_CHANNEL = {"forward": 1.4, "backward": 1.6}
+HELD_CHANNEL = {"forward": 1.1, "backward": 1.6}
 """Registers for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
 
 LEAST_CHANNEL = {"forward": 9, "backward": 9}
@@ -257,10 +257,10 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
         element, fixed, least = element * each, fixed * beside, least * beside
     if work.itemsize > 2 and mode == "forward":
         fixed += OFFSETS
-    if config.at_once:
+    if config.items(work.geometry) > 1:
         fixed += LOOPING
     if device.backend == "hip":
-        element *= AMD[mode]
+        element, least = element * AMD[mode], least * AMD[mode]
     return max(least, fixed + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
 
 

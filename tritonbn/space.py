@@ -61,7 +61,10 @@ MOST_THREADS = 256
 LEAST_WARPS = 2
 """Of a resident program, unless its tile is too small: cycle-level simulation has 2 to 4 at the front."""
 
-MOST_HELD = 16384
+MOST_SHUFFLED = 8
+"""Elements a thread of a folded tile that one warp adds up alone, each of which all threads ask all others for."""
+
+MOST_HELD = 32768
 """Elements of one tensor that a resident program holds: with more, its warps wait for each other too often."""
 
 SECTORS = (1, 2, 4)
@@ -103,6 +106,8 @@ def with_warps(work: Work, device: Device, found: Space, per_thread: tuple[int, 
     for tile in tiles(work.geometry, work.itemsize):
         for warps in (n for n in found.num_warps if n * device.warp_size <= MOST_THREADS):
             elements = tile.elements // (warps * device.warp_size)
+            if tile.lanes and warps == 1 and elements > MOST_SHUFFLED:
+                continue
             if elements in per_thread or (warps == 1 and elements < per_thread[0]):
                 yield replace(tile, num_warps=warps)
 
@@ -157,7 +162,8 @@ def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Co
             if chunks == 1 or waits_safely(chunks, device.sm_count * held, held, device, share):
                 yield replace(config, registers=most_registers(config, held, device))
                 return
-        registers = registers_needed(work, replace(config, at_once=slots), device)
+        at_once = replace(config, at_once=min(slots, programs))
+        registers = registers_needed(work, at_once, device)  # more where a program takes chunk after chunk
         per_sm = places(work, config, registers, device) if registers <= MOST_REGISTERS else 0
         if device.concurrent and chunks <= (slots := device.sm_count * per_sm):
             registers = most_registers(config, per_sm, device)

@@ -30,13 +30,16 @@ def take_ticket(counters):
 
 @triton.jit
 def my_items(counters, items, BLOCK_K: tl.constexpr, AT_ONCE: tl.constexpr):
-    """Begin, end and step of the items of a resident program: one, or, if all programs run at once, many."""
-    if AT_ONCE:
-        begin, end, step = tl.program_id(0), items, tl.num_programs(0)
+    """Begin, end and step of the items of a resident program: one, or, where all programs run at once, perhaps many.
+
+    AT_ONCE is how many items, 2 for any number, a program has where all run at once; otherwise 0.
+    """
+    begin = tl.program_id(0)
+    if AT_ONCE == 0 and BLOCK_K > 1:
+        begin = take_ticket(counters)
+    if AT_ONCE > 1:
+        end, step = items, tl.num_programs(0)
     else:
-        begin = tl.program_id(0)
-        if BLOCK_K > 1:
-            begin = take_ticket(counters)
         end, step = begin + 1, 1
     return begin, end, step
 

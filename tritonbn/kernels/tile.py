@@ -151,13 +151,17 @@ def tile_sum(value):
     channel and step.
     """
     BLOCK_C: tl.constexpr = value.shape[0]
-    BLOCK_R: tl.constexpr = value.shape[1] * value.shape[2]
-    if BLOCK_C > 1 and BLOCK_R > 1 and BLOCK_C * BLOCK_R <= MOST_DEALT:
+    ROWS: tl.constexpr = value.shape[1] * value.shape[2]
+    BLOCK_R: tl.constexpr = min(ROWS, max(1, MOST_DEALT // BLOCK_C)) if BLOCK_C > 1 else ROWS
+    value = tl.reshape(value, [BLOCK_C, ROWS])
+    if BLOCK_R < ROWS:  # what a thread holds lies so far apart
+        value = tl.sum(tl.reshape(value, [BLOCK_C, ROWS // BLOCK_R, BLOCK_R]), 1)
+    if BLOCK_C > 1 and BLOCK_R > 1:
         halves = tl.permute(tl.reshape(value, [BLOCK_C, 2, BLOCK_R // 2]), (2, 0, 1))
         first, second = tl.split(halves)
         total = column_sum(first + second)
     else:
-        total = tl.sum(tl.reshape(value, [BLOCK_C, BLOCK_R]), 1)
+        total = tl.sum(value, 1)
     return total
 
 
