@@ -84,6 +84,7 @@ def orders(step, slots):
     ("case", "strategy", "everyone_merges"),
     [(case, strategy, 4) for case in CASES for strategy in ("resident", "at once", "dataflow")]
     + [("two blocks of two chunks", "resident", 1), ("pixels folded", "resident", 64)]
+    + [("one block of three chunks, channels last", "rereads", 4)]
     + [(case, strategy, 0) for case in SPANS for strategy in ("resident", "at once", "dataflow")],
 )
 def test_orders(cut, monkeypatch, case, strategy, everyone_merges):
@@ -95,6 +96,8 @@ def test_orders(cut, monkeypatch, case, strategy, everyone_merges):
     shape, memory_format, sizes, chunks = CASES[case]
     if strategy == "at once":
         cut(*sizes, 1, strategy="resident", at_once=chunks)
+    elif strategy == "rereads":
+        cut(*sizes, 1, strategy="resident", rereads=True)
     else:
         cut(*sizes, 1, strategy=strategy)
     least = 1 if strategy == "dataflow" else chunks

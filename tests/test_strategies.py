@@ -16,7 +16,13 @@ FIRST, LAST = torch.contiguous_format, torch.channels_last
 SLOTS = 64
 """Enough for all chunks of a channel in these tests."""
 
-STRATEGIES = ["resident", "dataflow", "split"]
+WAYS = {
+    "resident": {"strategy": "resident"},
+    "rereads": {"strategy": "resident", "rereads": True},
+    "dataflow": {"strategy": "dataflow"},
+    "split": {"strategy": "split"},
+}
+"""Every strategy; of resident backward passes those too that read dy again."""
 
 CUTS = {
     "one chunk": ((2, 3, 1, 5), FIRST, (1, 2, 8), 1),
@@ -53,37 +59,37 @@ def pair(shape, memory_format, dtype=torch.float32):
     return (random(shape, dtype, seed).contiguous(memory_format=memory_format) for seed in (0, 1))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("shape", "memory_format", "sizes", "chunks"), CUTS.values(), ids=CUTS)
-def test_cuts(cut, shape, memory_format, sizes, chunks, strategy):
+def test_cuts(cut, shape, memory_format, sizes, chunks, way):
     x, dy = pair(shape, memory_format)
     assert chunks_of(x, sizes) == chunks
-    cut(*sizes, 1, strategy=strategy, window=2)
+    cut(*sizes, 1, **WAYS[way], window=2)
     with side_by_side(0, SLOTS):
         compare(x, dy=dy, **vectors(shape[1]))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("shape", "memory_format", "sizes"),
     [((49, 2, 1, 3), FIRST, (2, 1, 4)), ((49, 8, 1, 2), LAST, (8, 1, 2))],
     ids=["first", "last"],
 )
 @pytest.mark.parametrize("a_thread", [configs.MERGED_A_THREAD, 0])
-def test_so_many_chunks_that_only_one_merges_them(cut, monkeypatch, shape, memory_format, sizes, a_thread, strategy):
+def test_so_many_chunks_that_only_one_merges_them(cut, monkeypatch, shape, memory_format, sizes, a_thread, way):
     """All at once; or, where registers hold the results of no more than one, span by span, of eight chunks each."""
     x, dy = pair(shape, memory_format)
     assert chunks_of(x, sizes) == 49
     monkeypatch.setattr(configs, "MERGED_A_THREAD", a_thread)
-    cut(*sizes, 1, strategy=strategy, window=2)
+    cut(*sizes, 1, **WAYS[way], window=2)
     with side_by_side(0, SLOTS):
         compare(x, dy=dy, **vectors(shape[1]))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [(9, 3), (9, 20)])
-def test_rows_of_channels(cut, shape, strategy):
-    cut(4, 1, 4, 1, strategy=strategy, window=2)
+def test_rows_of_channels(cut, shape, way):
+    cut(4, 1, 4, 1, **WAYS[way], window=2)
     with side_by_side(0, SLOTS):
         compare(random(shape), **vectors(shape[1]))
 
@@ -109,22 +115,23 @@ RAGGED = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("shape", "memory_format", "sizes", "tiles"), RAGGED.values(), ids=RAGGED)
-def test_a_last_chunk_of_fewer_tiles(cut, shape, memory_format, sizes, tiles, strategy, dtype):
+def test_a_last_chunk_of_fewer_tiles(cut, shape, memory_format, sizes, tiles, way, dtype):
     x, dy = pair(shape, memory_format, dtype)
     assert chunks_of(x, sizes) % tiles
-    cut(*sizes, tiles, strategy=strategy)
+    cut(*sizes, tiles, **WAYS[way])
     with side_by_side(0, SLOTS):
         compare(x, dy=dy, **vectors(shape[1]))
 
 
 @pytest.mark.parametrize(
-    ("strategy", "window"), [("resident", 1), ("split", 1), ("dataflow", 1), ("dataflow", 3), ("dataflow", 8)]
+    ("way", "window"),
+    [("resident", 1), ("rereads", 1), ("split", 1), ("dataflow", 1), ("dataflow", 3), ("dataflow", 8)],
 )
-def test_chunks_of_several_tiles(cut, strategy, window):
+def test_chunks_of_several_tiles(cut, way, window):
     """Seven tiles in chunks of three, the last of one; five blocks in windows that they do not fill."""
-    cut(1, 1, 4, 3, strategy=strategy, window=window)
+    cut(1, 1, 4, 3, **WAYS[way], window=window)
     with side_by_side(0, SLOTS):
         compare(random((7, 5, 4)), **vectors(5))
 
@@ -139,35 +146,35 @@ def test_chunks_of_several_tiles(cut, strategy, window):
         ("pixels folded", torch.bfloat16),
     ],
 )
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_dtypes(cut, cuts, strategy, dtype):
+@pytest.mark.parametrize("way", WAYS)
+def test_dtypes(cut, cuts, way, dtype):
     shape, memory_format, sizes, _ = CUTS[cuts]
     x, dy = pair(shape, memory_format, dtype)
-    cut(*sizes, 1, strategy=strategy, window=2)
+    cut(*sizes, 1, **WAYS[way], window=2)
     with side_by_side(0, SLOTS):
         compare(x, dy=dy, **vectors(shape[1], dtype))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("cuts", ["two chunks", "last chunk of one pixel", "planes folded", "pixels folded"])
-def test_epilogues(cut, cuts, strategy):
+def test_epilogues(cut, cuts, way):
     shape, memory_format, sizes, _ = CUTS[cuts]
     x, residual = pair(shape, memory_format)
-    cut(*sizes, 1, strategy=strategy, window=2)
+    cut(*sizes, 1, **WAYS[way], window=2)
     with side_by_side(0, SLOTS):
         check(x, residual, "relu", training=True, dy=residual)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("cuts", ["one chunk", "two chunks", "last chunk of one pixel"])
-def test_cumulative_average(cut, cuts, strategy):
+def test_cumulative_average(cut, cuts, way):
     """Every block of channels reads the number of batches before the last one counts this batch, once."""
     shape, memory_format, sizes, _ = CUTS[cuts]
     x, _ = pair(shape, memory_format)
     mean, var = vector(shape[1], torch.float32, 4), vector(shape[1], torch.float32, 5, positive=True)
     truth = reference.batch_norm(x.double(), mean, var, training=True, momentum=1 / 6)
     counter = torch.tensor(5, device=DEVICE)
-    cut(*sizes, 1, strategy=strategy, window=2)
+    cut(*sizes, 1, **WAYS[way], window=2)
     with side_by_side(0, SLOTS):
         tritonbn.batch_norm(x, mean, var, training=True, momentum=None, num_batches_tracked=counter)
     assert counter.item() == 6
@@ -186,12 +193,12 @@ def trained(x, residual):
     return y.detach(), *running, *torch.autograd.grad(y, leaves, residual)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("cuts", ["two chunks", "last chunk of one pixel"])
-def test_the_same_bits_in_any_order(cut, cuts, strategy):
+def test_the_same_bits_in_any_order(cut, cuts, way):
     shape, memory_format, sizes, chunks = CUTS[cuts]
     x, residual = pair(shape, memory_format)
-    cut(*sizes, 1, strategy=strategy, window=2)
+    cut(*sizes, 1, **WAYS[way], window=2)
     results = []
     for seed in range(3):
         with side_by_side(seed, chunks + seed, shuffled=seed % 2 == 1):

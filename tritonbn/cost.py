@@ -46,9 +46,10 @@ OFFSETS = 6
 VOLTA = {
     ("forward", "planes"): (0.75, 0.75),
     ("forward", "runs"): (1.0, 0.98),
-    ("forward", "rows"): (1.25, 0.743),
+    ("forward", "rows"): (1.25, 0.61),
     ("backward", "pixels"): (0.88, 0.88),
     ("backward", "rows"): (0.88, 0.88),
+    ("rereads", "rows"): (1.0, 0.73),
 }
 """How much of what packed tiles need elsewhere they need from the compiler for Volta: beside elements, and for each."""
 
@@ -73,6 +74,12 @@ HELD_SPARE = {"forward": 29, "backward": 27}
 
 HELD_FOLDED = {"forward": 17, "backward": 19}
 """What folded tiles add to these."""
+
+REREAD = {"planes": (31, 1.0), "rows": (58, 1.08), "runs": (78, 0.87)}
+"""Registers a thread that reads dy again, beside what it keeps of x, and for each element of that."""
+
+REREAD_CONVERTED = 1.5
+"""The latter if x is not packed."""
 
 PIXELS = {"forward": 18, "backward": 16}
 """What whole pixels as runs add beside."""
@@ -242,26 +249,45 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
 def held_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
     """Of a resident program, so many elements a thread."""
     mode, double = work.mode, max(1, work.itemsize // 4)
-    element = HELD_ELEMENT[mode, work.layout, config.packed]
-    pixels = work.layout == "runs" and work.geometry.channels_last
-    fixed, least = HELD_SPARE[mode] * (DOUBLE_SPARE if double > 1 else 1), 0.0
-    if work.layout == "rows":
-        channels = double * min(accesses(work, config), per_thread)
-        fixed, least = fixed + HELD_CHANNEL[mode] * channels, LEAST_CHANNEL[mode] * channels
-    elif work.layout == "runs":
-        fixed += HELD_FOLDED[mode] + (PIXELS[mode] if pixels else 0)
-        if mode == "backward" and work.epilogue != "none":
-            fixed += FOLDED_EPILOGUE
+    beside, element, least = (
+        reread_registers(work, config) if config.rereads else kept_registers(work, config, per_thread)
+    )
     if config.packed and device.arch == "sm_70":
-        beside, each = VOLTA.get((mode, "pixels" if pixels else work.layout), (1, 1))
-        element, fixed, least = element * each, fixed * beside, least * beside
-    if work.itemsize > 2 and mode == "forward":
-        fixed += OFFSETS
-    if config.items(work.geometry) > 1:
-        fixed += LOOPING
+        layout = "pixels" if has_pixels(work) else work.layout
+        volta = VOLTA.get(("rereads" if config.rereads else mode, layout), (1, 1))
+        beside, element, least = beside * volta[0], element * volta[1], least * volta[0]
     if device.backend == "hip":
         element, least = element * AMD[mode], least * AMD[mode]
-    return max(least, fixed + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
+    if work.layout == "runs" and mode == "backward" and work.epilogue != "none":
+        beside += FOLDED_EPILOGUE
+    if work.itemsize > 2 and mode == "forward":
+        beside += OFFSETS
+    if config.items(work.geometry) > 1:
+        beside += LOOPING
+    return max(least, beside + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
+
+
+def kept_registers(work: Work, config: Config, per_thread: int) -> tuple[float, float, float]:
+    """Beside elements, for each element of x, and at least, where all that is read is kept."""
+    mode, double = work.mode, max(1, work.itemsize // 4)
+    beside, least = HELD_SPARE[mode] * (DOUBLE_SPARE if double > 1 else 1), 0.0
+    if work.layout == "rows":
+        channels = double * min(accesses(work, config), per_thread)
+        beside, least = beside + HELD_CHANNEL[mode] * channels, LEAST_CHANNEL[mode] * channels
+    elif work.layout == "runs":
+        beside += HELD_FOLDED[mode] + (PIXELS[mode] if has_pixels(work) else 0)
+    return beside, HELD_ELEMENT[mode, work.layout, config.packed], least
+
+
+def reread_registers(work: Work, config: Config) -> tuple[float, float, float]:
+    """The same where x alone is kept."""
+    beside, element = REREAD[work.layout]
+    return beside * (DOUBLE_SPARE if work.itemsize > 4 else 1), element if config.packed else REREAD_CONVERTED, 0.0
+
+
+def has_pixels(work: Work) -> bool:
+    """Whether its runs are of whole pixels."""
+    return work.layout == "runs" and work.geometry.channels_last
 
 
 def streamed_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
@@ -361,6 +387,8 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
         return filled * (moved * chunk + vectors + spilled) / share + (computing + waits) * (1 + again)
 
     reads, writes = READ[mode], WRITTEN[mode] + work.written_beside
+    if config.rereads:
+        reads += again_of_dy(chunk * min(programs, busy * device.sm_count), device)
     instructions = HELD_INSTRUCTIONS[mode, config.packed] if resident else INSTRUCTIONS[mode]
     started = config.num_warps * device.warp_size * PROGRAM_INSTRUCTIONS[work.layout]
     started *= 0 if mode in UNMERGED else 1 if resident else 0.5
@@ -381,6 +409,12 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     again = reads / (L2_SPEED if kept <= L2_SHARE * device.l2_bytes else 1)
     time += waits + sweep(reads, instructions / 2, 0) + sweep(again + later + writes, instructions / 2, 0)
     return time + (EXCHANGE if config.strategy == "dataflow" else LAUNCH)
+
+
+def again_of_dy(in_flight: float, device: Device) -> float:
+    """What reading dy again costs, of reading it: the L2 still has the last of so many bytes, and as many of x."""
+    found = min(1.0, device.l2_bytes / (2 * in_flight))
+    return 1 - found + found / L2_SPEED
 
 
 def block_bytes(work: Work, config: Config) -> float:

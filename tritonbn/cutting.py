@@ -128,7 +128,7 @@ def cut_plan(
     if phases[0].get("PHASE") == "dataflow":
         programs = 2 * chunks * config.window * -(-blocks // config.window)
     if config.at_once:
-        programs = config.at_once
+        programs = min(programs, config.at_once)
     resident = kernel in (resident_forward_kernel, resident_backward_kernel)
     exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
     merged = Merging(*(keywords.get(name, 1) for name in Merging.CONSTEXPRS))

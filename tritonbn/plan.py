@@ -248,6 +248,7 @@ class Backward:
         keywords = cut_keywords(work, config, case, whole=strategy == "resident")
         if strategy == "resident":
             keywords |= {"HOLD": hold(config, case), "AT_ONCE": min(config.items(work.geometry), 2)}
+            keywords["REREADS"] = config.rereads
             return cut_plan(resident_backward_kernel, work, config, keywords, [{}])
         phases = {"sweep": SPLIT_BACKWARD[:1], "dataflow": [{"PHASE": "dataflow"}], "split": SPLIT_BACKWARD}[strategy]
         keywords |= {"TRAINING": case.training, "STAGES": config.stages, "RANKS": 0}

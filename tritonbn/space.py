@@ -20,6 +20,8 @@ class Space:
     strategies: tuple[Strategy, ...]
     held: int = 0
     """Most elements of a tensor that a thread of a resident program holds."""
+    reread: int = 0
+    """Most elements of x that it holds if it reads dy again; at least half as many as above."""
     streamed: tuple[int, ...] = (8, 16, 32)
     """The same where a program takes one tile after the other."""
     num_warps: tuple[int, ...] = (1, 2, 4, 8)
@@ -41,9 +43,9 @@ SPACES: dict[tuple[Mode, Layout], Space] = {
     ("forward", "planes"): Space(ALL, held=128, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("forward", "runs"): Space(ALL, held=128, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("forward", "rows"): Space(ALL, held=128, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "planes"): Space(ALL, held=80, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "runs"): Space(ALL, held=80, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "rows"): Space(ALL, held=80, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "planes"): Space(ALL, held=80, reread=128, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "runs"): Space(ALL, held=80, reread=128, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "rows"): Space(ALL, held=80, reread=128, tiles_per_chunk=CHUNKS, stages=STAGES),
     **{(mode, layout): MERGING for mode in ("sums", "moments") for layout in LAYOUTS},
     **{(mode, layout): PASSING for mode in UNMERGED for layout in LAYOUTS},
     **{("inference", layout): Space(("split",)) for layout in LAYOUTS},
@@ -94,7 +96,7 @@ def space(work: Work, device: Device, share: int) -> Iterator[Config]:
         for config in resident(work, device, found):
             is_short = config.held <= MOST_CONVERTED * config.num_warps * device.warp_size
             packs = work.itemsize == 2 and device.backend == "cuda"
-            for packed in (True, False) if packs and is_short else (packs,):
+            for packed in (True, False) if packs and is_short and not config.rereads else (packs,):
                 yield from valid(work, replace(config, packed=packed), device, share)
     for config in with_warps(work, device, found, found.streamed):
         for cut in streamed(work, config, found):
@@ -118,9 +120,13 @@ def resident(work: Work, device: Device, found: Space) -> Iterator[Config]:
     for config in with_warps(work, device, found, (access,)):
         a_thread = config.elements / config.num_warps / device.warp_size
         if config.num_warps >= LEAST_WARPS or config.elements < LEAST_WARPS * device.warp_size * access:
-            most = int(min(found.held * min(1, 2 / work.itemsize) / access, MOST_HELD / config.elements))
-            for tiles_per_chunk in lengths(config.tiles(work.geometry), most if a_thread == access else 1):
+            tiles, part = config.tiles(work.geometry), min(1, 2 / work.itemsize) / access
+            most, more = (int(min(n * part, MOST_HELD / config.elements)) for n in (found.held, found.reread))
+            for tiles_per_chunk in lengths(tiles, most if a_thread == access else 1):
                 yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk)
+            for tiles_per_chunk in lengths(tiles, more if a_thread == access else 0):
+                if tiles_per_chunk > most // 2:
+                    yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk, rereads=True)
 
 
 def lengths(tiles: int, most: int) -> list[int]:

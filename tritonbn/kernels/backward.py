@@ -104,16 +104,16 @@ def backward_kernel(
             chunk_dz = channel_sum(sum_dz, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
             chunk_dz_x = channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
             rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
-            store_pair(rows, chunk, chunk_dz, chunk_dz_x)
-            if last_to_add(rows, counters, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M):
-                total_dz, total_dz_x = add_sums(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
+            store_pair(rows, chunk, c, channels, chunk_dz, chunk_dz_x)
+            if last_to_add(rows, counters, c, channels, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_M):
+                total_dz, total_dz_x = add_sums(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
                 values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
                 if RANKS:
                     behind = rows_of(partials, blocks, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
                     send_sums(behind, c, channels, block, total_dz, total_dz_x, values)
                 else:
                     x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-                    store_pair(rows, 0, x_factor, offset)
+                    store_pair(rows, 0, c, channels, x_factor, offset)
                 if PHASE == "dataflow":
                     release(counters, block, blocks, chunks, -1, BLOCK_K)
                 store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
@@ -126,7 +126,7 @@ def backward_kernel(
             x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
         else:
             rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
-            x_factor, offset = load_pair(rows, 0, BLOCK_C)
+            x_factor, offset = load_pair(rows, 0, c, channels)
         for tile in tl.range(first, last, num_stages=STAGES):
             gradient, _ = load_view(
                 dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,

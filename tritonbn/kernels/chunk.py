@@ -33,6 +33,28 @@ def load_chunk(
 
 
 @triton.jit
+def tile_of(
+    held, t: tl.constexpr, x, first, block, c, channels, outer, outer_1, outer_2, inner,
+    stride_o0, stride_o1, stride_o2, stride_c, stride_i,
+    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+):  # fmt: skip
+    """A tile of a chunk that load_chunk has held; of one that is not held, from memory."""
+    if len(held):
+        tile = held[t]
+    else:
+        tile, _ = load_view(
+            x, first + t, block, c, channels, outer, outer_1, outer_2, inner,
+            stride_o0, stride_o1, stride_o2, stride_c, stride_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
+        )  # fmt: skip
+    return tile
+
+
+@triton.jit
 def load_clues(
     residual, signs, first, TILES: tl.constexpr, block, c, channels, outer, outer_1, outer_2, inner,
     r_o0, r_o1, r_o2, r_c, r_i,

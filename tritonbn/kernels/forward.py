@@ -94,9 +94,9 @@ def forward_kernel(
             count,
         )
         rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)
-        store_moments(rows, chunk, centre, offset, M2, count)
-        if last_to_merge(rows, counters, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M):
-            centre, offset, variance = merge_chunks(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
+        store_moments(rows, chunk, c, channels, centre, offset, M2, count)
+        if last_to_merge(rows, counters, c, channels, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_M):
+            centre, offset, variance = merge_chunks(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
             values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
             if RANKS:
                 behind = rows_of(partials, blocks, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)

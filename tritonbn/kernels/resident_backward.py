@@ -1,13 +1,14 @@
 """Backward in one launch with x and dy read once: a chunk of each is kept until its channels' sums are known.
 
-The formulas are in backward.py.
+If REREADS, of x alone, and dy is read again: where the chunks of both would not find room. The formulas are in
+backward.py.
 """
 
 import triton
 import triton.language as tl
 
 from .channel import VECTORS, load_statistics, scale_and_shift
-from .chunk import load_chunk, load_clues, loaded, packed, where_loaded
+from .chunk import load_chunk, load_clues, loaded, packed, tile_of, where_loaded
 from .exchange import meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
 from .partials import add_sums, last_to_add, load_pair, rows_of, store_pair
@@ -35,7 +36,7 @@ def resident_backward_kernel(
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr,
+    HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr, REREADS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
@@ -49,7 +50,8 @@ def resident_backward_kernel(
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         held_dy, _ = load_chunk(
-            dy, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
+            dy, first, 0 if REREADS else TILES, block, c, channels, outer, outer_1, outer_2, inner,
+            dy_o0, dy_o1, dy_o2, dy_c, dy_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
@@ -71,9 +73,15 @@ def resident_backward_kernel(
         sum_dz = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
         sum_dz_x = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
         for t in tl.static_range(TILES):
+            dy_tile = tile_of(
+                held_dy, t, dy, first, block, c, channels, outer, outer_1, outer_2, inner,
+                dy_o0, dy_o1, dy_o2, dy_c, dy_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip
             deviation = held_x[t].to(ACCUMULATOR) - wide_mean
             dz = gradient_of_z(
-                held_dy[t].to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
+                dy_tile.to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
                 ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
             )  # fmt: skip
             if dresidual is not None:
@@ -92,26 +100,26 @@ def resident_backward_kernel(
         last = True
         if BLOCK_K > 1:
             rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
-            store_pair(rows, chunk, total_dz, total_dz_x)
-            last = last_to_add(rows, counters, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
+            store_pair(rows, chunk, c, channels, total_dz, total_dz_x)
+            last = last_to_add(rows, counters, c, channels, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_M)
         values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
-        if BLOCK_K == 1 or BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
+        if BLOCK_K == 1 or BLOCK_C * BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
             if BLOCK_K > 1:
                 meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-                total_dz, total_dz_x = add_sums(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
+                total_dz, total_dz_x = add_sums(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
             x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
             if last:
                 store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
         else:
             if last:
-                total_dz, total_dz_x = add_sums(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
+                total_dz, total_dz_x = add_sums(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
                 x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-                store_pair(rows, 0, x_factor, offset)
+                store_pair(rows, 0, c, channels, x_factor, offset)
                 release(counters, block, blocks, chunks, chunk, BLOCK_K)
                 store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
             else:
                 wait(counters, block, blocks, chunk, BLOCK_K)
-            x_factor, offset = load_pair(rows, 0, BLOCK_C)
+            x_factor, offset = load_pair(rows, 0, c, channels)
         held_dy, held_x = packed(held_dy, HOLD), packed(held_x, HOLD)
         if residual is not None:
             clues = packed(clues, HOLD)
@@ -119,9 +127,15 @@ def resident_backward_kernel(
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
         for t in tl.static_range(TILES - 1, -1, -1):  # masks of the last tile cost registers if they come last
+            dy_tile = tile_of(
+                held_dy, t, dy, first, block, c, channels, outer, outer_1, outer_2, inner,
+                dy_o0, dy_o1, dy_o2, dy_c, dy_i,
+                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+            )  # fmt: skip
             deviation = held_x[t].to(ACCUMULATOR) - wide_mean
             dz = gradient_of_z(
-                held_dy[t].to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
+                dy_tile.to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
                 ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
             )  # fmt: skip
             gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)

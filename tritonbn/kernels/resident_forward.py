@@ -13,8 +13,8 @@ from .rounding import inverse_sqrt
 from .view import block_channels, values_before
 from .welford import last_to_merge, mean_of, merge_chunks, moments_about, store_moments
 
-EVERYONE_MERGES = tl.constexpr(64)
-"""Up to so many results of chunks every program merges them itself; of more, the last to arrive does, and publishes."""
+EVERYONE_MERGES = tl.constexpr(32)
+"""So many chunks of a channel, fewer of a block, every program merges itself; of more the last to arrive publishes."""
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -68,12 +68,12 @@ def resident_forward_kernel(
         variance, last = M2 / count, True
         if BLOCK_K > 1:
             rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)
-            store_moments(rows, chunk, centre, offset, M2, count)
-            last = last_to_merge(rows, counters, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
-        if BLOCK_K == 1 or BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
+            store_moments(rows, chunk, c, channels, centre, offset, M2, count)
+            last = last_to_merge(rows, counters, c, channels, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_M)
+        if BLOCK_K == 1 or BLOCK_C * BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
             if BLOCK_K > 1:
                 meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-                centre, offset, variance = merge_chunks(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
+                centre, offset, variance = merge_chunks(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
             mean = centre + offset
             invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
             if last:
@@ -85,7 +85,7 @@ def resident_forward_kernel(
                 )  # fmt: skip
         else:
             if last:
-                centre, offset, variance = merge_chunks(rows, chunks, BLOCK_K, SPAN, BLOCK_C, BLOCK_M)
+                centre, offset, variance = merge_chunks(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
                 invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
                 store_statistics(statistics, c, channels, centre + offset, invstd)
                 release(counters, block, blocks, chunks, chunk, BLOCK_K)

@@ -78,34 +78,36 @@ def centred_moments(deviation, squares, count):
 
 
 @triton.jit
-def store_moments(rows, row, centre, offset, M2, count):
+def store_moments(rows, row, c, channels, centre, offset, M2, count):
     """Write a mean, as centre + offset, M2 [BLOCK_C] and a number of values to a row of partials."""
     numbers = tl.join(tl.join(centre, M2), tl.join(offset, tl.zeros_like(M2) + count))
-    store_row(rows, row, tl.reshape(numbers, [M2.shape[0], 4]))
+    store_row(rows, row, c, channels, tl.reshape(numbers, [M2.shape[0], 4]))
 
 
 @triton.jit
-def load_moments(rows, k, end, BLOCK_C: tl.constexpr):
+def load_moments(rows, k, end, c, channels):
     """Centre, offset, M2 and number of values [k, BLOCK_C] of the rows k, zero from `end` on."""
-    numbers = load_rows(rows, k, end, BLOCK_C, 4)
-    first, second = tl.split(tl.reshape(numbers, [k.shape[0], BLOCK_C, 2, 2]))
+    numbers = load_rows(rows, k, end, c, channels, 4)
+    first, second = tl.split(tl.reshape(numbers, [k.shape[0], c.shape[0], 2, 2]))
     centre, M2 = tl.split(first)
     offset, count = tl.split(second)
     return centre, offset, M2, count
 
 
 @triton.jit
-def merge_rows(rows, first, end, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr):
+def merge_rows(rows, first, end, c, channels, COUNT: tl.constexpr, BLOCK_M: tl.constexpr):
     """Mean, as centre and offset, biased variance and number of values [BLOCK_C] of the rows from `first` to `end`.
 
     They are COUNT at most, and merged BLOCK_M at a time in a fixed order.
     """
     M: tl.constexpr = min(COUNT, BLOCK_M)
-    reference = finite_or_zero(tl.load(rows + (first * BLOCK_C + tl.arange(0, BLOCK_C)) * 4))
+    BLOCK_C: tl.constexpr = c.shape[0]
+    first_centre = rows + (first * BLOCK_C + tl.arange(0, BLOCK_C)) * 4
+    reference = finite_or_zero(tl.load(first_centre, c < channels, other=0.0))
     mean, variance, total = tl.zeros_like(reference), tl.zeros_like(reference), tl.zeros_like(reference)
     for before in range(0, COUNT, M):
         k = first + before + tl.arange(0, M)
-        centre, offset, M2, count = load_moments(rows, k, end, BLOCK_C)
+        centre, offset, M2, count = load_moments(rows, k, end, c, channels)
         here = tl.sum(count, 0)
         share = count / tl.maximum(here, 1.0)[None, :]
         delta = tl.where((k < end)[:, None], centre - reference[None, :] + offset, 0.0)
@@ -118,16 +120,16 @@ def merge_rows(rows, first, end, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLO
 
 @triton.jit
 def last_to_merge(
-    rows, counters, block, blocks, chunk, chunks,
-    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+    rows, counters, c, channels, block, blocks, chunk, chunks,
+    BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Whether this chunk's moments, which it has stored, are its block's last; the last of a span merges the span."""
     if SPAN < BLOCK_K:
         last = last_of_span(counters, block, blocks, chunk, chunks, BLOCK_K, SPAN)
         if last:
             begin, end = span_of(chunk, chunks, SPAN)
-            centre, offset, variance, total = merge_rows(rows, begin, end, SPAN, BLOCK_C, BLOCK_M)
-            store_moments(rows, BLOCK_K + chunk // SPAN, centre, offset, variance * total, total)
+            centre, offset, variance, total = merge_rows(rows, begin, end, c, channels, SPAN, BLOCK_M)
+            store_moments(rows, BLOCK_K + chunk // SPAN, c, channels, centre, offset, variance * total, total)
             last = last_chunk(counters, block, tl.cdiv(chunks, SPAN))
     else:
         last = last_chunk(counters, block, chunks)
@@ -135,13 +137,13 @@ def last_to_merge(
 
 
 @triton.jit
-def merge_chunks(rows, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr):
+def merge_chunks(rows, c, channels, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr):
     """Mean, as centre and offset, and biased variance [BLOCK_C] of all chunks."""
     if SPAN < BLOCK_K:
         end = BLOCK_K + tl.cdiv(chunks, SPAN)
-        centre, offset, variance, _ = merge_rows(rows, BLOCK_K, end, BLOCK_K // SPAN, BLOCK_C, BLOCK_M)
+        centre, offset, variance, _ = merge_rows(rows, BLOCK_K, end, c, channels, BLOCK_K // SPAN, BLOCK_M)
     else:
-        centre, offset, variance, _ = merge_rows(rows, 0, chunks, BLOCK_K, BLOCK_C, BLOCK_M)
+        centre, offset, variance, _ = merge_rows(rows, 0, chunks, c, channels, BLOCK_K, BLOCK_M)
     return centre, offset, variance
 
 
