@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from .geometry import FULL_ACCESS, Fold, Geometry
+from .geometry import FULL_ACCESS, SECTOR, Fold, Geometry
 from .gpus import Device
 
 Mode = Literal[
@@ -47,9 +47,6 @@ Epilogue = Literal["none", "sign", "value"]
 
 BITS = 8
 """Signs are kept so many to a byte, fewer where the fast axis or a sector is shorter."""
-
-SECTOR = 32
-"""Bytes that memory moves at least."""
 
 
 @dataclass(frozen=True)

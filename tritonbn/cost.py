@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import re
 
-from .configs import LAYOUTS, ONE_SWEEP, SECTOR, UNMERGED, Config, Work, merging
+from .configs import LAYOUTS, ONE_SWEEP, UNMERGED, Config, Work, merging
 from .devices import Device
-from .geometry import FULL_ACCESS
+from .geometry import FULL_ACCESS, SECTOR
 from .kernels.tile import MOST_DEALT
 
 READ = {
@@ -440,5 +440,7 @@ def tile_bytes(work: Work, config: Config) -> float:
     )
     row = sizes[0] if geometry.channels_last else sizes[2]
     whole = geometry.channels if geometry.channels_last else geometry.inner
-    row_bytes = row * itemsize if row == whole else SECTOR * math.ceil(row * itemsize / SECTOR)
+    row_bytes = row * itemsize
+    if row < whole:  # it begins and ends within a sector if rows are no sectors
+        row_bytes += SECTOR - math.gcd(SECTOR, whole * itemsize, row_bytes)
     return math.prod(sizes) // row * row_bytes

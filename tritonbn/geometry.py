@@ -10,6 +10,12 @@ WIDEST_ALIGNMENT = 16
 FULL_ACCESS = 16
 """Bytes of the widest access."""
 
+SECTOR = 32
+"""Bytes that memory moves at least."""
+
+MOST_SHARED = 96
+"""Bytes of a pixel up to which it matters that blocks of channels share a sector."""
+
 WIDE_ACCESS = 8
 """Bytes of an access that is wide enough by itself."""
 
@@ -68,12 +74,19 @@ class Geometry:
     def fold(self, itemsize: int) -> Fold | None:
         """How to read whole runs, if by itself the fast axis cannot be read 8 bytes at a time and runs do better.
 
-        Follows from sizes and strides alone, so that every pass over the same tensors folds them alike.
+        Or if blocks of channels would share sectors of memory. Follows from sizes and strides alone, so that every pass
+        over the same tensors folds them alike.
         """
-        if self.alignment * itemsize >= WIDE_ACCESS:
+        is_wide, shares = self.alignment * itemsize >= WIDE_ACCESS, self.shares_sectors(itemsize)
+        if is_wide and not shares:
             return None
         whole = self.pixel_fold(FULL_ACCESS // itemsize) if self.channels_last else self.plane_fold()
-        return whole if whole and whole.alignment > self.alignment else None
+        return whole if whole and whole.alignment > self.alignment - shares else None
+
+    def shares_sectors(self, itemsize: int) -> bool:
+        """Whether the pixels of a channels-last tensor, of several blocks of channels each, end within a sector."""
+        several = self.channels & (self.channels - 1) != 0 and self.channels * itemsize <= MOST_SHARED
+        return self.channels_last and several and self.channels * itemsize % SECTOR != 0
 
     def pixel_fold(self, access: int) -> Fold | None:
         """Channels-last and dense: a run is as many whole pixels, in accesses of full width, as fill a power of two."""

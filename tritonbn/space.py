@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .configs import LAYOUTS, SECTOR, UNMERGED, Config, Layout, Mode, Strategy, Work, power_of_two
+from .configs import LAYOUTS, UNMERGED, Config, Layout, Mode, Strategy, Work, power_of_two
 from .cost import MOST_REGISTERS, modelled_time, most_registers, pipelines, places, registers_needed
 from .counters import FRACTION
 from .devices import Device
-from .geometry import FULL_ACCESS, Geometry
+from .geometry import FULL_ACCESS, SECTOR, Geometry
 
 
 @dataclass(frozen=True)
