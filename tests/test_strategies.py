@@ -26,13 +26,13 @@ WAYS = {
 
 CUTS = {
     "one chunk": ((2, 3, 1, 5), FIRST, (1, 2, 8), 1),
-    "one chunk, channels last": ((2, 20, 1, 3), LAST, (8, 1, 8), 1),
+    "one chunk, channels last": ((2, 52, 1, 3), LAST, (8, 1, 8), 1),
     "two chunks": ((3, 3, 2, 3), FIRST, (1, 2, 8), 2),
-    "two chunks, channels last": ((2, 20, 2, 3), LAST, (8, 1, 8), 2),
+    "two chunks, channels last": ((2, 52, 2, 3), LAST, (8, 1, 8), 2),
     "seven chunks": ((7, 5, 1, 4), FIRST, (2, 1, 4), 7),
     "seven chunks, channels last": ((7, 8, 1, 4), LAST, (8, 1, 4), 7),
     "last chunk of one element": ((1, 3, 1, 9), FIRST, (1, 1, 8), 2),
-    "last chunk of one pixel": ((3, 20, 1, 3), LAST, (8, 1, 4), 3),
+    "last chunk of one pixel": ((3, 52, 1, 3), LAST, (8, 1, 4), 3),
     "planes folded": ((3, 12, 7, 7), FIRST, (1, 1, 1), 3),
     "planes folded, last chunk of one run": ((5, 8, 7, 7), FIRST, (1, 2, 1), 3),
     "pixels folded": ((2, 3, 11, 9), LAST, (1, 1, 1), 3),
@@ -87,7 +87,7 @@ def test_so_many_chunks_that_only_one_merges_them(cut, monkeypatch, shape, memor
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", [(9, 3), (9, 20)])
+@pytest.mark.parametrize("shape", [(9, 3), (9, 20), (9, 52)])
 def test_rows_of_channels(cut, shape, way):
     cut(4, 1, 4, 1, **WAYS[way], window=2)
     with side_by_side(0, SLOTS):
@@ -107,7 +107,7 @@ RAGGED = {
     "rows of so many tiles that a kernel serves any number": ((2, 1, 1, 70), FIRST, (1, 1, 2), 4),
     "whole rows": ((7, 3, 2, 2), FIRST, (1, 1, 4), 3),
     "strips of all rows": ((3, 2, 1, 9), FIRST, (1, 4, 2), 2),
-    "channels last": ((7, 20, 1, 4), LAST, (8, 1, 4), 3),
+    "channels last": ((7, 52, 1, 4), LAST, (8, 1, 4), 3),
     "planes folded": ((7, 12, 7, 7), FIRST, (1, 2, 1), 3),
     "pixels folded": ((2, 3, 19, 9), LAST, (1, 1, 1), 2),
 }
