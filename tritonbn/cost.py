@@ -40,6 +40,12 @@ FOLDED_EPILOGUE = 28
 LOOPING = 8
 """Where a resident program takes one chunk after the other."""
 
+LOOPING_REREAD = 24
+"""What that adds where dy is read again."""
+
+LOOPING_AMD = 16
+"""What that adds there."""
+
 OFFSETS = 6
 """Where it looks for what rounding the mean has lost, in 32 and 64 bits."""
 
@@ -54,7 +60,10 @@ VOLTA = {
 """How much of what packed tiles need elsewhere they need from the compiler for Volta: beside elements, and for each."""
 
 AMD = {"forward": 1.25, "backward": 1.15}
-"""How much more elements of a resident pass take there, or dealing out their sums."""
+"""How much more elements of a resident pass take there, and dealing out their sums."""
+
+AMD_ROWS = {"forward": 1.45, "backward": 1.15}
+"""The same beside elements of rows."""
 
 NARROW = 16
 WIDE = 8
@@ -256,14 +265,17 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
         layout = "pixels" if has_pixels(work) else work.layout
         volta = VOLTA.get(("rereads" if config.rereads else mode, layout), (1, 1))
         beside, element, least = beside * volta[0], element * volta[1], least * volta[0]
+    looping = LOOPING + (LOOPING_REREAD if config.rereads else 0)
     if device.backend == "hip":
         element, least = element * AMD[mode], least * AMD[mode]
+        beside *= AMD_ROWS[mode] if work.layout == "rows" else 1
+        looping += LOOPING_AMD
     if work.layout == "runs" and mode == "backward" and work.epilogue != "none":
         beside += FOLDED_EPILOGUE
     if work.itemsize > 2 and mode == "forward":
         beside += OFFSETS
     if config.items(work.geometry) > 1:
-        beside += LOOPING
+        beside += looping
     return max(least, beside + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
 
 
