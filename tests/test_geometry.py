@@ -120,7 +120,7 @@ NEIGHBOURS = {
     "4 channels, channels last": ((64, 4, 112, 112), (64, 8, 112, 112), LAST, 1.3),
     "8 channels, channels last": ((64, 8, 112, 112), (64, 16, 112, 112), LAST, 1.3),
     "33 channels": ((32, 33, 56, 56), (32, 32, 56, 56), FIRST, 1.3),
-    "33 channels, channels last": ((32, 33, 56, 56), (32, 32, 56, 56), LAST, 1.55),
+    "33 channels, channels last": ((32, 33, 56, 56), (32, 32, 56, 56), LAST, 1.3),
     "96 channels, channels last": ((32, 96, 56, 56), (32, 128, 56, 56), LAST, 1.3),
     "1000 channels": ((32, 1000, 16, 16), (32, 1024, 16, 16), FIRST, 1.3),
     "1000 channels, channels last": ((32, 1000, 16, 16), (32, 1024, 16, 16), LAST, 1.3),

@@ -40,29 +40,34 @@ FOLDED_EPILOGUE = 28
 LOOPING = 8
 """Where a resident program takes one chunk after the other."""
 
-LOOPING_REREAD = 24
+FEW_RESULTS, MANY_RESULTS = 8, 12
+"""Numbers of other chunks that a thread merges at once without a register more, and what more of them add."""
+
+SPANS = 8
+"""Where chunks are merged span by span."""
+
+LOOPING_REREAD = 16
 """What that adds where dy is read again."""
 
 LOOPING_AMD = 16
 """What that adds there."""
 
-OFFSETS = 6
+OFFSETS = 10
 """Where it looks for what rounding the mean has lost, in 32 and 64 bits."""
 
 VOLTA = {
     ("forward", "planes"): (0.75, 0.75),
-    ("forward", "runs"): (1.0, 0.98),
-    ("forward", "rows"): (1.25, 0.61),
+    ("forward", "runs"): (1.0, 0.96),
+    ("forward", "rows"): (1.63, 0.61),
     ("backward", "pixels"): (0.88, 0.88),
     ("backward", "rows"): (0.88, 0.88),
-    ("rereads", "rows"): (1.0, 0.73),
 }
 """How much of what packed tiles need elsewhere they need from the compiler for Volta: beside elements, and for each."""
 
 AMD = {"forward": 1.25, "backward": 1.15}
 """How much more elements of a resident pass take there, and dealing out their sums."""
 
-AMD_ROWS = {"forward": 1.45, "backward": 1.15}
+AMD_ROWS = {"forward": 1.9, "backward": 1.15}
 """The same beside elements of rows."""
 
 NARROW = 16
@@ -81,16 +86,16 @@ RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
 HELD_SPARE = {"forward": 29, "backward": 27}
 """Registers a thread of a resident program for everything but its chunk."""
 
-HELD_FOLDED = {"forward": 17, "backward": 19}
+HELD_FOLDED = {"forward": 25, "backward": 19}
 """What folded tiles add to these."""
 
-REREAD = {"planes": (31, 1.0), "rows": (58, 1.08), "runs": (78, 0.87)}
+REREAD = {"planes": (40, 0.9), "rows": (60, 0.66), "runs": (72, 0.58)}
 """Registers a thread that reads dy again, beside what it keeps of x, and for each element of that."""
 
 REREAD_CONVERTED = 1.5
 """The latter if x is not packed."""
 
-PIXELS = {"forward": 18, "backward": 16}
+PIXELS = {"forward": 6, "backward": 16}
 """What whole pixels as runs add beside."""
 
 DOUBLE_SPARE = 2.6
@@ -99,7 +104,7 @@ DOUBLE_SPARE = 2.6
 HELD_ELEMENT = {
     ("forward", "planes", True): 1.0,
     ("forward", "rows", True): 1.03,
-    ("forward", "runs", True): 0.65,
+    ("forward", "runs", True): 0.6,
     ("backward", "planes", True): 1.25,
     ("backward", "rows", True): 1.6,
     ("backward", "runs", True): 1.45,
@@ -110,7 +115,7 @@ HELD_ELEMENT = {
 }
 """Registers for each element of x of a resident chunk, backward with one of dy: packed in 16 bits, or converted."""
 
-HELD_CHANNEL = {"forward": 1.1, "backward": 1.6}
+HELD_CHANNEL = {"forward": 0.0, "backward": 1.6}
 """Registers for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
 
 LEAST_CHANNEL = {"forward": 9, "backward": 9}
@@ -263,7 +268,7 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     )
     if config.packed and device.arch == "sm_70":
         layout = "pixels" if has_pixels(work) else work.layout
-        volta = VOLTA.get(("rereads" if config.rereads else mode, layout), (1, 1))
+        volta = VOLTA.get((mode, layout), (1, 1)) if not config.rereads else (1, 1)
         beside, element, least = beside * volta[0], element * volta[1], least * volta[0]
     looping = LOOPING + (LOOPING_REREAD if config.rereads else 0)
     if device.backend == "hip":
@@ -276,6 +281,10 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
         beside += OFFSETS
     if config.items(work.geometry) > 1:
         beside += looping
+    if merging(config, work.geometry, device).spans:
+        beside += SPANS
+    if config.chunks(work.geometry) > 1 and results_at_once(work, config, device) > FEW_RESULTS:
+        beside += MANY_RESULTS
     return max(least, beside + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
 
 

@@ -94,6 +94,18 @@ def test_layers_that_people_run(architecture, shape, memory_format, width):
         assert not {1, 2} & (found.loads.keys() | found.stores.keys()), launch
 
 
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_where_x_alone_finds_room_dy_is_read_again(architecture):
+    """In one launch that does not spill, whatever it reads and writes 16 bytes at a time."""
+    _, backward, _ = launches(architecture, (32, 48, 56, 56), torch.bfloat16, LAST)
+    assert backward.kernel == "resident_backward_kernel"
+    assert backward.arguments["REREADS"]
+    needed = backward.arguments["TILES"] * accesses(backward, 2, 16)
+    assert backward.resources.spills == 0
+    assert backward.resources.loads[16] >= 3 * needed
+    assert backward.resources.stores[16] >= needed
+
+
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_100", "gfx942"])
 @pytest.mark.parametrize(
     ("shape", "width"),

@@ -100,6 +100,15 @@ def packed(tiles, HOLD: tl.constexpr):
 
 
 @triton.jit
+def anew(first, HOLD: tl.constexpr):
+    """The same tile number, so that the compiler computes offsets anew: it would keep all of them in the wait."""
+    if HOLD is not None:
+        word: tl.constexpr = "=l,0" if first.dtype == tl.int64 else "=r,0"
+        first = tl.inline_asm_elementwise("", word, [first], dtype=first.dtype, is_pure=False, pack=1)
+    return first
+
+
+@triton.jit
 def opaque(tiles):
     """The same 16-bit tiles, from assembly that the compiler cannot look into, and that is empty."""
     copies = ()

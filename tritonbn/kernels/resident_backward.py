@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .channel import VECTORS, load_statistics, scale_and_shift
-from .chunk import load_chunk, load_clues, loaded, packed, tile_of, where_loaded
+from .chunk import anew, load_chunk, load_clues, loaded, packed, tile_of, where_loaded
 from .exchange import meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
 from .partials import add_sums, last_to_add, load_pair, rows_of, store_pair
@@ -126,6 +126,7 @@ def resident_backward_kernel(
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        first = anew(first, HOLD if REREADS else None)
         for t in tl.static_range(TILES - 1, -1, -1):  # masks of the last tile cost registers if they come last
             dy_tile = tile_of(
                 held_dy, t, dy, first, block, c, channels, outer, outer_1, outer_2, inner,

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .affine import store_y
 from .channel import VECTORS, load_affine, load_statistics, store_statistics
-from .chunk import load_chunk, loaded, packed
+from .chunk import anew, load_chunk, loaded, packed
 from .exchange import meet, my_items, release, wait
 from .finish import finish_channels
 from .partials import rows_of
@@ -98,10 +98,11 @@ def resident_forward_kernel(
                 wait(counters, block, blocks, chunk, BLOCK_K)
             mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         held = packed(held, HOLD)
+        first = anew(chunk * TILES, HOLD if CHANNELS_LAST or RUN else None)
         for t in tl.static_range(TILES - 1, -1, -1):  # masks of the last tile cost registers if they come last
             store_y(
                 held[t].to(ACCUMULATOR), mean, factor * invstd, shift, y, residual, signs, slope,
-                chunk * TILES + t, block, c, channels, outer, outer_1, outer_2, inner,
+                first + t, block, c, channels, outer, outer_1, outer_2, inner,
                 y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
                 ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
                 BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
