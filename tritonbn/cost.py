@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from .configs import LAYOUTS, ONE_SWEEP, UNMERGED, Config, Work, merging
+from .configs import LAYOUTS, ONE_SWEEP, UNMERGED, Config, Merging, Work, merging
 from .devices import Device
 from .geometry import FULL_ACCESS, SECTOR
 from .kernels.tile import MOST_DEALT
@@ -109,7 +109,7 @@ HELD_ELEMENT = {
     ("backward", "rows", True): 1.6,
     ("backward", "runs", True): 1.45,
     ("forward", "planes", False): 1.2,
-    ("forward", "rows", False): 1.6,
+    ("forward", "rows", False): 1.75,
     ("forward", "runs", False): 1.2,
     **{("backward", layout, False): 2.5 if layout == "rows" else 2.2 for layout in LAYOUTS},
 }
@@ -123,7 +123,7 @@ LEAST_CHANNEL = {"forward": 9, "backward": 9}
 
 HELD_EPILOGUE = {
     "none": {"forward": 0.0, "backward": 0.0},
-    "sign": {"forward": 0.0, "backward": 0.9},
+    "sign": {"forward": 0.0, "backward": 1.1},
     "value": {"forward": 0.0, "backward": 2.4},
 }
 """What an epilogue adds to these."""
@@ -281,10 +281,10 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
         beside += OFFSETS
     if config.items(work.geometry) > 1:
         beside += looping
-    if merging(config, work.geometry, device).spans:
-        beside += SPANS
-    if config.chunks(work.geometry) > 1 and results_at_once(work, config, device) > FEW_RESULTS:
-        beside += MANY_RESULTS
+    merged = merging(config, work.geometry, device)
+    if merged.chunks > 1:
+        beside += SPANS if merged.spans else 0
+        beside += MANY_RESULTS if results_at_once(work, config, merged, device) > FEW_RESULTS else 0
     return max(least, beside + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
 
 
@@ -319,7 +319,8 @@ def streamed_registers(work: Work, config: Config, device: Device, per_thread: i
         fixed += FOLDING + (FOLDED_EPILOGUE if mode == "backward" and work.epilogue != "none" else 0)
     needed = fixed + per_thread * double * (STREAMED_ELEMENT[mode] + EPILOGUE_ELEMENT[work.epilogue][mode])
     if mode not in UNMERGED and config.chunks(work.geometry) > 1:
-        needed = max(needed, SPARE_REGISTERS + 2 * results_at_once(work, config, device))
+        merged = merging(config, work.geometry, device)
+        needed = max(needed, SPARE_REGISTERS + 2 * results_at_once(work, config, merged, device))
     return needed
 
 
@@ -329,10 +330,9 @@ def accesses(work: Work, config: Config) -> int:
     return FULL_ACCESS // work.itemsize if whole and work.geometry.strides[0][4] == 1 else work.accesses
 
 
-def results_at_once(work: Work, config: Config, device: Device) -> float:
+def results_at_once(work: Work, config: Config, merged: Merging, device: Device) -> float:
     """Numbers of other chunks that a thread loads at once."""
-    chunks = merging(config, work.geometry, device).at_once
-    return RESULTS[work.mode] * chunks * config.block_c / (config.num_warps * device.warp_size)
+    return RESULTS[work.mode] * merged.at_once * config.block_c / (config.num_warps * device.warp_size)
 
 
 def places(work: Work, config: Config, registers: int, device: Device) -> int:
