@@ -282,7 +282,7 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     if config.items(work.geometry) > 1:
         beside += looping
     merged = merging(config, work.geometry, device)
-    if merged.chunks > 1:
+    if merged.chunks > 1 and device.arch != "sm_70":  # whose compiler finds room for both
         beside += SPANS if merged.spans else 0
         beside += MANY_RESULTS if results_at_once(work, config, merged, device) > FEW_RESULTS else 0
     return max(least, beside + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
