@@ -40,17 +40,17 @@ FOLDED_EPILOGUE = 28
 LOOPING = 8
 """Where a resident program takes one chunk after the other."""
 
-FEW_RESULTS, MANY_RESULTS = 8, 12
-"""Numbers of other chunks that a thread merges at once without a register more, and what more of them add."""
-
-SPANS = 8
-"""Where chunks are merged span by span."""
-
 LOOPING_REREAD = 16
 """What that adds where dy is read again."""
 
 LOOPING_AMD = 16
-"""What that adds there."""
+"""What it adds on AMD's GPUs."""
+
+SPANS = 8
+"""Where chunks are merged span by span."""
+
+FEW_RESULTS, MANY_RESULTS = 8, 12
+"""Numbers of other chunks that a thread merges at once without a register more, and what more of them add."""
 
 OFFSETS = 10
 """Where it looks for what rounding the mean has lost, in 32 and 64 bits."""
@@ -89,14 +89,14 @@ HELD_SPARE = {"forward": 29, "backward": 27}
 HELD_FOLDED = {"forward": 25, "backward": 19}
 """What folded tiles add to these."""
 
+PIXELS = {"forward": 6, "backward": 16}
+"""What whole pixels as runs add beside."""
+
 REREAD = {"planes": (40, 0.9), "rows": (60, 0.66), "runs": (72, 0.58)}
 """Registers a thread that reads dy again, beside what it keeps of x, and for each element of that."""
 
 REREAD_CONVERTED = 1.5
 """The latter if x is not packed."""
-
-PIXELS = {"forward": 6, "backward": 16}
-"""What whole pixels as runs add beside."""
 
 DOUBLE_SPARE = 2.6
 """How many times HELD_SPARE it is in float64."""
