@@ -58,7 +58,7 @@ OFFSETS = 10
 VOLTA = {
     ("forward", "planes"): (0.75, 0.75),
     ("forward", "runs"): (1.0, 0.96),
-    ("forward", "rows"): (1.63, 0.61),
+    ("forward", "rows"): (1.7, 0.59),
     ("backward", "pixels"): (0.88, 0.88),
     ("backward", "rows"): (0.88, 0.88),
 }
@@ -92,11 +92,14 @@ HELD_FOLDED = {"forward": 25, "backward": 19}
 PIXELS = {"forward": 6, "backward": 16}
 """What whole pixels as runs add beside."""
 
-REREAD = {"planes": (40, 0.9), "rows": (60, 0.66), "runs": (72, 0.58)}
+REREAD = {"planes": (72, 0.4), "rows": (60, 0.66), "runs": (72, 0.58)}
 """Registers a thread that reads dy again, beside what it keeps of x, and for each element of that."""
 
 REREAD_CONVERTED = 1.5
 """The latter if x is not packed."""
+
+REREAD_NARROWER = {"planes": 1 / 8, "rows": 0.35, "runs": 0.35}
+"""What takes the place of HELD_NARROWER there."""
 
 DOUBLE_SPARE = 2.6
 """How many times HELD_SPARE it is in float64."""
@@ -114,6 +117,9 @@ HELD_ELEMENT = {
     **{("backward", layout, False): 2.5 if layout == "rows" else 2.2 for layout in LAYOUTS},
 }
 """Registers for each element of x of a resident chunk, backward with one of dy: packed in 16 bits, or converted."""
+
+HELD_LONG = {("forward", "planes"): (96, 0.5), ("forward", "rows"): (72, 0.55)}
+"""Registers beside, and for each element, that suffice for packed chunks that are long; not Volta's compiler."""
 
 HELD_CHANNEL = {"forward": 0.0, "backward": 1.6}
 """Registers for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
@@ -189,7 +195,10 @@ HIDDEN = 0.4
 """The part of these, and of computing, that other programs hide from the second wave on, if not all wait alike."""
 
 LOCKSTEP = 5
-"""A channel with more chunks than one in so many of the GPU's places makes all of them wait alike."""
+"""With chunks of fewer blocks under way at once than these, all of them wait alike."""
+
+ALONE = 1.3
+"""How much more that costs if there is but one."""
 
 COOPERATIVE = 1e-6
 """What it costs a launch to find room for all of its programs at once."""
@@ -255,9 +264,11 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
     registers = held_registers if config.strategy == "resident" else streamed_registers
     per_thread = math.ceil(config.held / (config.num_warps * device.warp_size))
     needed = registers(work, config, device, per_thread)
-    narrower = HELD_NARROWER[work.mode] if config.strategy == "resident" else NARROWER
+    narrower = NARROWER
+    if config.strategy == "resident":
+        narrower = REREAD_NARROWER[work.layout] if config.rereads else HELD_NARROWER[work.mode]
     needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
-    return 8 * math.ceil(needed / 8)
+    return min(8 * math.ceil(needed / 8), max(MOST_REGISTERS, math.ceil(needed)))
 
 
 def held_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
@@ -270,6 +281,8 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
         layout = "pixels" if has_pixels(work) else work.layout
         volta = VOLTA.get((mode, layout), (1, 1)) if not config.rereads else (1, 1)
         beside, element, least = beside * volta[0], element * volta[1], least * volta[0]
+    elif config.packed and (long := HELD_LONG.get((mode, work.layout))):
+        beside, element = min((beside, element), long, key=lambda line: line[0] + line[1] * per_thread)
     looping = LOOPING + (LOOPING_REREAD if config.rereads else 0)
     if device.backend == "hip":
         element, least = element * AMD[mode], least * AMD[mode]
@@ -404,7 +417,7 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
         instructions += ACCESS_INSTRUCTIONS * moved / accesses(work, config) * (1 if config.stages == 1 else COPYING)
         computing = (config.held * tiles * instructions + started) * (1 + busy) / 2 / lanes
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1) / config.stages
-        again = waves - 1 if waiting and chunks * LOCKSTEP > slots else (waves - 1) * (1 - HIDDEN)
+        again = (waves - 1) * (exposed(slots // chunks) if waiting else 1 - HIDDEN)
         return filled * (moved * chunk + vectors + spilled) / share + (computing + waits) * (1 + again)
 
     reads, writes = READ[mode], WRITTEN[mode] + work.written_beside
@@ -430,6 +443,13 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     again = reads / (L2_SPEED if kept <= L2_SHARE * device.l2_bytes else 1)
     time += waits + sweep(reads, instructions / 2, 0) + sweep(again + later + writes, instructions / 2, 0)
     return time + (EXCHANGE if config.strategy == "dataflow" else LAUNCH)
+
+
+def exposed(blocks: int) -> float:
+    """The part of waiting and computing that is not hidden, with chunks of so many blocks under way at once."""
+    if blocks >= LOCKSTEP:
+        return 1 - HIDDEN
+    return 1 if blocks > 1 else ALONE
 
 
 def again_of_dy(in_flight: float, device: Device) -> float:

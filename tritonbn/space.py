@@ -21,7 +21,7 @@ class Space:
     held: int = 0
     """Most elements of a tensor that a thread of a resident program holds."""
     reread: int = 0
-    """Most elements of x that it holds if it reads dy again; at least half as many as above."""
+    """Most elements of x that it holds if it reads dy again; at least a third as many as above."""
     streamed: tuple[int, ...] = (8, 16, 32)
     """The same where a program takes one tile after the other."""
     num_warps: tuple[int, ...] = (1, 2, 4, 8)
@@ -40,12 +40,12 @@ MERGING, PASSING = (
 )
 
 SPACES: dict[tuple[Mode, Layout], Space] = {
-    ("forward", "planes"): Space(ALL, held=128, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("forward", "runs"): Space(ALL, held=128, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("forward", "rows"): Space(ALL, held=128, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "planes"): Space(ALL, held=80, reread=128, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "runs"): Space(ALL, held=80, reread=128, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "rows"): Space(ALL, held=80, reread=128, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("forward", "planes"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("forward", "runs"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("forward", "rows"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "planes"): Space(ALL, held=128, reread=256, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "runs"): Space(ALL, held=128, reread=256, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "rows"): Space(ALL, held=128, reread=256, tiles_per_chunk=CHUNKS, stages=STAGES),
     **{(mode, layout): MERGING for mode in ("sums", "moments") for layout in LAYOUTS},
     **{(mode, layout): PASSING for mode in UNMERGED for layout in LAYOUTS},
     **{("inference", layout): Space(("split",)) for layout in LAYOUTS},
@@ -66,8 +66,11 @@ LEAST_WARPS = 2
 MOST_SHUFFLED = 8
 """Elements a thread of a folded tile that one warp adds up alone, each of which all threads ask all others for."""
 
-MOST_HELD = 32768
+MOST_HELD = 40960
 """Elements of one tensor that a resident program holds: with more, its warps wait for each other too often."""
+
+EVERY_LENGTH, LONGER = 16, 4
+"""Tiles up to which chunks of any number of them are considered, and the steps in which longer ones are."""
 
 SECTORS = (1, 2, 4)
 """Widths of channels-last tiles."""
@@ -121,17 +124,19 @@ def resident(work: Work, device: Device, found: Space) -> Iterator[Config]:
         a_thread = config.elements / config.num_warps / device.warp_size
         if config.num_warps >= LEAST_WARPS or config.elements < LEAST_WARPS * device.warp_size * access:
             tiles, part = config.tiles(work.geometry), min(1, 2 / work.itemsize) / access
-            most, more = (int(min(n * part, MOST_HELD / config.elements)) for n in (found.held, found.reread))
+            longest = MOST_HELD / config.elements if config.num_warps >= LEAST_WARPS else EVERY_LENGTH
+            most, more = (int(min(n * part, longest)) for n in (found.held, found.reread))
             for tiles_per_chunk in lengths(tiles, most if a_thread == access else 1):
                 yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk)
             for tiles_per_chunk in lengths(tiles, more if a_thread == access else 0):
-                if tiles_per_chunk > most // 2:
+                if tiles_per_chunk > most // 3:
                     yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk, rereads=True)
 
 
 def lengths(tiles: int, most: int) -> list[int]:
     """How many of so many tiles a chunk may have: at most so many, and the last chunk not much less than the others."""
-    return sorted({math.ceil(tiles / math.ceil(tiles / length)) for length in range(1, min(tiles, most) + 1)})
+    tried = (length for length in range(1, min(tiles, most) + 1) if length <= EVERY_LENGTH or length % LONGER == 0)
+    return sorted({math.ceil(tiles / math.ceil(tiles / length)) for length in tried})
 
 
 def streamed(work: Work, config: Config, found: Space) -> Iterator[Config]:
