@@ -121,6 +121,9 @@ HELD_ELEMENT = {
 HELD_LONG = {("forward", "planes"): (96, 0.5), ("forward", "rows"): (72, 0.55)}
 """Registers beside, and for each element, that suffice for packed chunks that are long; not Volta's compiler."""
 
+LONGEST = 256
+"""Elements up to which they do."""
+
 HELD_CHANNEL = {"forward": 0.0, "backward": 1.6}
 """Registers for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
 
@@ -281,7 +284,7 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
         layout = "pixels" if has_pixels(work) else work.layout
         volta = VOLTA.get((mode, layout), (1, 1)) if not config.rereads else (1, 1)
         beside, element, least = beside * volta[0], element * volta[1], least * volta[0]
-    elif config.packed and (long := HELD_LONG.get((mode, work.layout))):
+    elif config.packed and per_thread <= LONGEST and (long := HELD_LONG.get((mode, work.layout))):
         beside, element = min((beside, element), long, key=lambda line: line[0] + line[1] * per_thread)
     looping = LOOPING + (LOOPING_REREAD if config.rereads else 0)
     if device.backend == "hip":
