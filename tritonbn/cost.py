@@ -118,7 +118,7 @@ HELD_ELEMENT = {
 }
 """Registers for each element of x of a resident chunk, backward with one of dy: packed in 16 bits, or converted."""
 
-HELD_LONG = {("forward", "planes"): (96, 0.5), ("forward", "rows"): (72, 0.55)}
+HELD_LONG = {("forward", "planes"): (96, 0.5), ("forward", "rows"): (50, 0.6)}
 """Registers beside, and for each element, that suffice for packed chunks that are long; not Volta's compiler."""
 
 LONGEST = 256
