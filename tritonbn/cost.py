@@ -55,14 +55,19 @@ FEW_RESULTS, MANY_RESULTS = 8, 12
 OFFSETS = 10
 """Where it looks for what rounding the mean has lost, in 32 and 64 bits."""
 
-VOLTA = {
-    ("forward", "planes"): (0.75, 0.75),
-    ("forward", "runs"): (1.0, 0.96),
-    ("forward", "rows"): (1.7, 0.59),
-    ("backward", "pixels"): (0.88, 0.88),
-    ("backward", "rows"): (0.88, 0.88),
+COMPILERS = {
+    "sm_70": {
+        ("forward", "planes"): (0.75, 0.75),
+        ("forward", "runs"): (1.0, 0.96),
+        ("forward", "rows"): (1.7, 0.59),
+        ("backward", "planes"): (1.0, 1.03),
+        ("backward", "runs"): (0.88, 0.88),
+        ("backward", "pixels"): (0.88, 0.88),
+        ("backward", "rows"): (0.88, 0.88),
+    },
+    "sm_90": {("backward", "runs"): (0.87, 0.87), ("backward", "pixels"): (0.82, 0.82)},
 }
-"""How much of what packed tiles need elsewhere they need from the compiler for Volta: beside elements, and for each."""
+"""How much of what packed tiles need elsewhere they need on these: beside elements, and for each."""
 
 AMD = {"forward": 1.25, "backward": 1.15}
 """How much more elements of a resident pass take there, and dealing out their sums."""
@@ -77,8 +82,12 @@ WIDE = 8
 NARROWER = 1 / 8
 """Registers for each element where an access moves half as much as it might."""
 
-HELD_NARROWER = {"forward": 1 / 8, "backward": 1 / 2}
-"""The same of a resident program."""
+HELD_NARROWER = {
+    **{("forward", layout): 1 / 8 for layout in LAYOUTS},
+    **{("backward", layout): 1 / 4 if layout == "planes" else 1 / 2 for layout in LAYOUTS},
+    **{("rereads", layout): 1 / 8 if layout == "planes" else 0.35 for layout in LAYOUTS},
+}
+"""The same of a resident program; backward there are two tensors, or dy is read again."""
 
 RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
 """Numbers of each chunk that are merged."""
@@ -97,9 +106,6 @@ REREAD = {"planes": (72, 0.4), "rows": (60, 0.66), "runs": (72, 0.58)}
 
 REREAD_CONVERTED = 1.5
 """The latter if x is not packed."""
-
-REREAD_NARROWER = {"planes": 1 / 8, "rows": 0.35, "runs": 0.35}
-"""What takes the place of HELD_NARROWER there."""
 
 DOUBLE_SPARE = 2.6
 """How many times HELD_SPARE it is in float64."""
@@ -124,7 +130,7 @@ HELD_LONG = {("forward", "planes"): (96, 0.5), ("forward", "rows"): (50, 0.6)}
 LONGEST = 256
 """Elements up to which they do."""
 
-HELD_CHANNEL = {"forward": 0.0, "backward": 1.6}
+HELD_CHANNEL = {"forward": 0.0, "backward": 1.35}
 """Registers for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
 
 LEAST_CHANNEL = {"forward": 9, "backward": 9}
@@ -269,7 +275,7 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
     needed = registers(work, config, device, per_thread)
     narrower = NARROWER
     if config.strategy == "resident":
-        narrower = REREAD_NARROWER[work.layout] if config.rereads else HELD_NARROWER[work.mode]
+        narrower = HELD_NARROWER["rereads" if config.rereads else work.mode, work.layout]
     needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
     return min(8 * math.ceil(needed / 8), max(MOST_REGISTERS, math.ceil(needed)))
 
@@ -280,10 +286,9 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     beside, element, least = (
         reread_registers(work, config) if config.rereads else kept_registers(work, config, per_thread)
     )
-    if config.packed and device.arch == "sm_70":
-        layout = "pixels" if has_pixels(work) else work.layout
-        volta = VOLTA.get((mode, layout), (1, 1)) if not config.rereads else (1, 1)
-        beside, element, least = beside * volta[0], element * volta[1], least * volta[0]
+    compiler = COMPILERS.get(device.arch, {}) if config.packed and not config.rereads else {}
+    if better := compiler.get((mode, "pixels" if has_pixels(work) else work.layout)):
+        beside, element, least = beside * better[0], element * better[1], least * better[0]
     elif config.packed and per_thread <= LONGEST and (long := HELD_LONG.get((mode, work.layout))):
         beside, element = min((beside, element), long, key=lambda line: line[0] + line[1] * per_thread)
     looping = LOOPING + (LOOPING_REREAD if config.rereads else 0)

@@ -74,10 +74,11 @@ class Geometry:
     def fold(self, itemsize: int) -> Fold | None:
         """How to read whole runs, if by itself the fast axis cannot be read 8 bytes at a time and runs do better.
 
-        Or if blocks of channels would share sectors of memory. Follows from sizes and strides alone, so that every pass
-        over the same tensors folds them alike.
+        Or if a pixel is less than an access, or blocks of channels would share sectors of memory. Follows from sizes
+        and strides alone, so that every pass over the same tensors folds them alike.
         """
-        is_wide, shares = self.alignment * itemsize >= WIDE_ACCESS, self.shares_sectors(itemsize)
+        is_tiny, shares = self.channels_last and self.channels * itemsize < FULL_ACCESS, self.shares_sectors(itemsize)
+        is_wide = self.alignment * itemsize >= (FULL_ACCESS if is_tiny else WIDE_ACCESS)
         if is_wide and not shares:
             return None
         whole = self.pixel_fold(FULL_ACCESS // itemsize) if self.channels_last else self.plane_fold()

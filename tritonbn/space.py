@@ -21,7 +21,7 @@ class Space:
     held: int = 0
     """Most elements of a tensor that a thread of a resident program holds."""
     reread: int = 0
-    """Most elements of x that it holds if it reads dy again; at least half as many as above."""
+    """Most elements of x that it holds if it reads dy again; at least a third as many as above."""
     streamed: tuple[int, ...] = (8, 16, 32)
     """The same where a program takes one tile after the other."""
     num_warps: tuple[int, ...] = (1, 2, 4, 8)
@@ -43,9 +43,9 @@ SPACES: dict[tuple[Mode, Layout], Space] = {
     ("forward", "planes"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("forward", "runs"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("forward", "rows"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "planes"): Space(ALL, held=80, reread=256, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "runs"): Space(ALL, held=80, reread=256, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "rows"): Space(ALL, held=80, reread=256, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "planes"): Space(ALL, held=128, reread=256, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "runs"): Space(ALL, held=128, reread=256, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "rows"): Space(ALL, held=128, reread=256, tiles_per_chunk=CHUNKS, stages=STAGES),
     **{(mode, layout): MERGING for mode in ("sums", "moments") for layout in LAYOUTS},
     **{(mode, layout): PASSING for mode in UNMERGED for layout in LAYOUTS},
     **{("inference", layout): Space(("split",)) for layout in LAYOUTS},
@@ -129,7 +129,7 @@ def resident(work: Work, device: Device, found: Space) -> Iterator[Config]:
             for tiles_per_chunk in lengths(tiles, most if a_thread == access else 1):
                 yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk)
             for tiles_per_chunk in lengths(tiles, more if a_thread == access else 0):
-                if most // 2 < tiles_per_chunk < tiles:  # with one chunk the compiler finds nothing to wait for before dy
+                if tiles_per_chunk > most // 3:
                     yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk, rereads=True)
 
 

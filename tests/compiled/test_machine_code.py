@@ -68,7 +68,7 @@ NETWORKS = {
     "UNet": ((8, 64, 256, 256), FIRST, 16),
     "ConvNeXt": ((32, 96, 56, 56), LAST, 16),
     "MLP": ((4096, 512), FIRST, 16),
-    "four channels": ((8, 4, 128, 128), LAST, 8),
+    "four channels": ((8, 4, 128, 128), LAST, 16),
 }
 """Shape and memory format of x, and the widest access of 16-bit values that the layout allows."""
 

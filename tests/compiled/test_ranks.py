@@ -43,7 +43,7 @@ SHAPES = {
     "images, channels last": ((32, 64, 56, 56), LAST, 16),
     "7 x 7": ((32, 512, 7, 7), FIRST, 16),
     "features": ((4096, 512), FIRST, 16),
-    "few channels": ((8, 4, 128, 128), LAST, 8),
+    "few channels": ((8, 4, 128, 128), LAST, 16),
 }
 
 

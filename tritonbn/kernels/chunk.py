@@ -92,18 +92,26 @@ def loaded(tiles, HOLD: tl.constexpr):
 
 
 @triton.jit
-def packed(tiles, HOLD: tl.constexpr):
-    """The same tiles, if "packed" as they came from memory: the compiler cannot keep converted values instead."""
+def packed(tiles, HOLD: tl.constexpr, ALONE: tl.constexpr = False):
+    """The same tiles, if "packed" as they came from memory: the compiler cannot keep converted values instead.
+
+    With ALONE, where nobody is waited for in between, CUDA's assembler cannot either, which sees what LLVM does not.
+    """
     if HOLD == "packed":
-        tiles = opaque(tiles)
+        if ALONE:
+            tiles = combined_with_zero(tiles)
+        else:
+            tiles = opaque(tiles)
     return tiles
 
 
 @triton.jit
-def anew(first, HOLD: tl.constexpr):
+def anew(first, HOLD: tl.constexpr, ALONE: tl.constexpr = False):
     """The same tile number, so that the compiler computes offsets anew: it would keep all of them in the wait."""
     if HOLD is not None:
         word: tl.constexpr = "=l,0" if first.dtype == tl.int64 else "=r,0"
+        if ALONE:
+            first += tl.program_id(1)
         first = tl.inline_asm_elementwise("", word, [first], dtype=first.dtype, is_pure=False, pack=1)
     return first
 
@@ -114,5 +122,18 @@ def opaque(tiles):
     copies = ()
     for t in tl.static_range(len(tiles)):
         copy = tl.inline_asm_elementwise("", "=r,0", [tiles[t]], dtype=tiles[t].dtype, is_pure=False, pack=2)
+        copies = copies + (copy,)
+    return copies
+
+
+@triton.jit
+def combined_with_zero(tiles):
+    """The same 16-bit tiles, combined with a zero that no compiler knows: grids have no second axis."""
+    zero = tl.program_id(1).to(tl.int16)
+    copies = ()
+    for t in tl.static_range(len(tiles)):
+        copy = tl.inline_asm_elementwise(
+            "xor.b32 $0, $1, $2;", "=r,r,r", [tiles[t], zero], dtype=tiles[t].dtype, is_pure=False, pack=2
+        )
         copies = copies + (copy,)
     return copies

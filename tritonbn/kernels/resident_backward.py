@@ -120,13 +120,13 @@ def resident_backward_kernel(
             else:
                 wait(counters, block, blocks, chunk, BLOCK_K)
             x_factor, offset = load_pair(rows, 0, c, channels)
-        held_dy, held_x = packed(held_dy, HOLD), packed(held_x, HOLD)
+        held_dy, held_x = packed(held_dy, HOLD, BLOCK_K == 1), packed(held_x, HOLD, BLOCK_K == 1)
         if residual is not None:
-            clues = packed(clues, HOLD)
+            clues = packed(clues, HOLD, BLOCK_K == 1)
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        first = anew(first, HOLD if REREADS else None)
+        first = anew(first, HOLD if REREADS else None, BLOCK_K == 1)
         for t in tl.static_range(TILES - 1, -1, -1):  # masks of the last tile cost registers if they come last
             dy_tile = tile_of(
                 held_dy, t, dy, first, block, c, channels, outer, outer_1, outer_2, inner,
