@@ -105,6 +105,7 @@ def test_programs_that_take_chunk_after_chunk(cut, programs):
 RAGGED = {
     "rows of several tiles": ((3, 2, 1, 9), FIRST, (1, 1, 4), 2),
     "rows of so many tiles that a kernel serves any number": ((2, 1, 1, 70), FIRST, (1, 1, 2), 4),
+    "masks of more bits than a word has": ((1, 2, 1, 84), FIRST, (1, 1, 2), 40),
     "whole rows": ((7, 3, 2, 2), FIRST, (1, 1, 4), 3),
     "strips of all rows": ((3, 2, 1, 9), FIRST, (1, 4, 2), 2),
     "channels last": ((7, 52, 1, 4), LAST, (8, 1, 4), 3),
