@@ -85,7 +85,7 @@ def release(counters, block, blocks, chunks, but, BLOCK_K: tl.constexpr):
     """Raise the flags of all chunks of a block `but` one: they then see all that this program stored or saw before."""
     tl.debug_barrier()
     k = tl.arange(0, BLOCK_K)
-    tl.atomic_xchg(flags_of(counters, block, blocks, BLOCK_K) + k, 1, (k < chunks) & (k != but), sem="release")
+    tl.atomic_or(flags_of(counters, block, blocks, BLOCK_K) + k, 1, (k < chunks) & (k != but), sem="release")
 
 
 @triton.jit
