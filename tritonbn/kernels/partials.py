@@ -18,7 +18,7 @@ def rows_of(
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, n: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Where the rows of a block begin; of the block behind the last, where all end: well aligned (cutting.py)."""
-    ROWS: tl.constexpr = max(BLOCK_K, 2) + (BLOCK_K // SPAN if SPAN < BLOCK_K else 0)
+    ROWS: tl.constexpr = (BLOCK_K if BLOCK_K > 2 else 2) + (BLOCK_K // SPAN if SPAN < BLOCK_K else 0)
     return partials + tl.cast(block, INDEX) * (ROWS * BLOCK_C * n)
 
 
@@ -63,7 +63,7 @@ def load_pair(rows, row, c, channels):
 @triton.jit
 def add_rows(rows, first, end, c, channels, COUNT: tl.constexpr, BLOCK_M: tl.constexpr):
     """Both sums [BLOCK_C] over the rows from `first` to `end`, COUNT at most, BLOCK_M at a time in a fixed order."""
-    M: tl.constexpr = min(COUNT, BLOCK_M)
+    M: tl.constexpr = COUNT if COUNT < BLOCK_M else BLOCK_M  # min and max are for tensors before Triton 3.6
     sums = tl.zeros([M, c.shape[0], 2], rows.dtype.element_ty)
     for before in range(0, COUNT, M):
         sums += load_rows(rows, first + before + tl.arange(0, M), end, c, channels, 2)

@@ -32,7 +32,9 @@ def merge_ranks(gathered, c, channels, RANKS: tl.constexpr, ACCUMULATOR: tl.cons
 
     By Chan's rule, in the order of the ranks; a process without values changes nothing, whatever its moments are.
     """
-    BLOCK_M: tl.constexpr = min(triton.next_power_of_2(RANKS), max(1, MERGED_AT_ONCE // c.shape[0]))
+    BLOCK_R: tl.constexpr = triton.next_power_of_2(RANKS)
+    MOST: tl.constexpr = MERGED_AT_ONCE // c.shape[0] if c.shape[0] < MERGED_AT_ONCE else 1
+    BLOCK_M: tl.constexpr = BLOCK_R if BLOCK_R < MOST else MOST  # min and max are for tensors before Triton 3.6
     wide = tl.cast(channels, c.dtype)
     reference = tl.zeros([c.shape[0]], ACCUMULATOR)
     mean, variance = tl.zeros_like(reference), tl.zeros_like(reference)

@@ -152,7 +152,8 @@ def tile_sum(value):
     """
     BLOCK_C: tl.constexpr = value.shape[0]
     ROWS: tl.constexpr = value.shape[1] * value.shape[2]
-    BLOCK_R: tl.constexpr = min(ROWS, max(1, MOST_DEALT // BLOCK_C)) if BLOCK_C > 1 else ROWS
+    DEALT: tl.constexpr = MOST_DEALT // BLOCK_C if BLOCK_C < MOST_DEALT else 1
+    BLOCK_R: tl.constexpr = DEALT if BLOCK_C > 1 and DEALT < ROWS else ROWS  # min is for tensors before Triton 3.6
     value = tl.reshape(value, [BLOCK_C, ROWS])
     if BLOCK_R < ROWS:  # what a thread holds lies so far apart
         value = tl.sum(tl.reshape(value, [BLOCK_C, ROWS // BLOCK_R, BLOCK_R]), 1)

@@ -100,7 +100,7 @@ def merge_rows(rows, first, end, c, channels, COUNT: tl.constexpr, BLOCK_M: tl.c
 
     They are COUNT at most, and merged BLOCK_M at a time in a fixed order.
     """
-    M: tl.constexpr = min(COUNT, BLOCK_M)
+    M: tl.constexpr = COUNT if COUNT < BLOCK_M else BLOCK_M  # min and max are for tensors before Triton 3.6
     BLOCK_C: tl.constexpr = c.shape[0]
     first_centre = rows + (first * BLOCK_C + tl.arange(0, BLOCK_C)) * 4
     reference = finite_or_zero(tl.load(first_centre, c < channels, other=0.0))
