@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tritonbn import counters, devices, space
 from tritonbn.configs import Work
-from tritonbn.cost import LAUNCH, floor, modelled_time, places, registers_needed
+from tritonbn.cost import LAUNCH, floor, modelled_time, places
 from tritonbn.geometry import describe
+from tritonbn.registers import registers_needed
 from tritonbn.timings import choice
 
 GPUS = [device for device in devices.TABLE if device.name in ("H100", "A100", "T4", "V100", "MI300X", "RX 7900 XTX")]

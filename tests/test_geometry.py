@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import LAYOUTS, fitted
 
-from tritonbn import configs, cost, counters, cutting, devices, space
+from tritonbn import configs, cost, counters, cutting, devices, registers, space
 from tritonbn.geometry import describe
 
 
@@ -159,8 +159,8 @@ def every_config(shape, mode, device, share):
     geometry = describe(shape, 1, *[torch.empty(shape, device="meta").stride()] * 3)
     work = configs.Work(mode, geometry, torch.float16)
     for config in space.space(work, device, share):
-        registers = config.registers or cost.registers_needed(work, config, device)
-        yield config, config.chunks(geometry), cost.places(work, config, registers, device)
+        needed = config.registers or registers.registers_needed(work, config, device)
+        yield config, config.chunks(geometry), cost.places(work, config, needed, device)
 
 
 SHARES = {counters.SHARE: counters.SEATS, counters.CAPTURED_SHARE: counters.REPLAYS}

@@ -34,6 +34,21 @@ UNMERGED: tuple[Mode, ...] = ("inference", "normalize", "gradients")
 
 ONE_SWEEP: tuple[Mode, ...] = (*UNMERGED, "sums", "moments")
 
+READ = {
+    "forward": 1,
+    "inference": 1,
+    "backward": 2,
+    "sums": 2,
+    "moments": 1,
+    "normalize": 1,
+    "gradients": 2,
+    "sample_forward": 1,
+    "sample_backward": 2,
+}
+"""Tensors read once."""
+
+WRITTEN = {mode: 0 if mode in ("sums", "moments") else 1 for mode in READ}
+
 Strategy = Literal["resident", "dataflow", "split"]
 """One launch that keeps its tiles in registers; one that reads them twice; two launches, or one sweep."""
 

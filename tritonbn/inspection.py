@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from . import targets
-from .configs import Work
-from .cost import READ, WRITTEN
+from .configs import READ, WRITTEN, Work
 from .machine_code import nvidia_tool
 from .problems import Problem, Task
 from .timed import describe_failure

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from .configs import Work, power_of_two
-from .cost import ACCESS_INSTRUCTIONS, INSTRUCTIONS, MOST_REGISTERS
+from .cost import ACCESS_INSTRUCTIONS, INSTRUCTIONS
 from .devices import Device
 from .geometry import FULL_ACCESS
+from .registers import MOST_REGISTERS
 from .sample_configs import SampleConfig
 
 SPARE_REGISTERS = 20

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .configs import LAYOUTS, UNMERGED, Config, Layout, Mode, Strategy, Work, power_of_two
-from .cost import MOST_REGISTERS, modelled_time, most_registers, pipelines, places, registers_needed
+from .cost import modelled_time, pipelines, places
 from .counters import FRACTION
 from .devices import Device
 from .geometry import FULL_ACCESS, SECTOR, Geometry
+from .registers import MOST_REGISTERS, most_registers, registers_needed
 
 
 @dataclass(frozen=True)

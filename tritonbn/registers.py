@@ -1,0 +1,256 @@
+"""How many registers a thread takes: what a config needs for the compiler not to spill, without compiling it.
+
+Fitted to the least caps above which ptxas spills nothing (sm_70 to sm_100, 16, 32 and 64 bits), and AMD's compiler.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .configs import LAYOUTS, READ, UNMERGED, Config, Merging, Work, merging
+from .devices import Device
+from .geometry import FULL_ACCESS
+
+SPARE_REGISTERS = 32
+"""Registers a thread for everything but the tile, a few results of other chunks included."""
+
+FOLDING = 40
+"""What folded tiles add to these."""
+
+FOLDED_EPILOGUE = 28
+"""What an epilogue adds to them backward."""
+
+LOOPING = 8
+"""Where a resident program takes one chunk after the other."""
+
+LOOPING_REREAD = 16
+"""What that adds where dy is read again."""
+
+LOOPING_AMD = 16
+"""What it adds on AMD's GPUs."""
+
+SPANS = 8
+"""Where chunks are merged span by span."""
+
+FEW_RESULTS, MANY_RESULTS = 8, 12
+"""Numbers of other chunks that a thread merges at once without a register more, and what more of them add."""
+
+OFFSETS = 10
+"""Where it looks for what rounding the mean has lost, in 32 and 64 bits."""
+
+COMPILERS = {
+    "sm_70": {
+        ("forward", "planes"): (0.75, 0.75),
+        ("forward", "runs"): (1.0, 0.96),
+        ("forward", "rows"): (1.7, 0.59),
+        ("backward", "planes"): (1.0, 1.03),
+        ("backward", "runs"): (0.88, 0.88),
+        ("backward", "pixels"): (0.88, 0.88),
+        ("backward", "rows"): (0.88, 0.88),
+    },
+    "sm_90": {("backward", "runs"): (0.93, 0.93), ("backward", "pixels"): (0.82, 0.82)},
+}
+"""How much of what packed tiles need elsewhere they need on these: beside elements, and for each."""
+
+AMD = {"forward": 1.25, "backward": 1.15}
+"""How much more elements of a resident pass take there, and dealing out their sums."""
+
+AMD_ROWS = {"forward": 1.9, "backward": 1.15}
+"""The same beside elements of rows."""
+
+NARROW = 16
+WIDE = 8
+"""Channels-last tiles of more than so many channels take more."""
+
+NARROWER = 1 / 8
+"""Registers for each element where an access moves half as much as it might."""
+
+HELD_NARROWER = {
+    **{("forward", layout): 1 / 8 for layout in LAYOUTS},
+    **{("backward", layout): 1 / 4 if layout == "planes" else 1 / 2 for layout in LAYOUTS},
+    **{("rereads", layout): 1 / 8 if layout == "planes" else 0.35 for layout in LAYOUTS},
+}
+"""The same of a resident program; backward there are two tensors, or dy is read again."""
+
+RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
+"""Numbers of each chunk that are merged."""
+
+HELD_SPARE = {"forward": 29, "backward": 27}
+"""Registers a thread of a resident program for everything but its chunk."""
+
+HELD_FOLDED = {"forward": 25, "backward": 19}
+"""What folded tiles add to these."""
+
+PIXELS = {"forward": 6, "backward": 16}
+"""What whole pixels as runs add beside."""
+
+REREAD = {"planes": (72, 0.4), "rows": (60, 0.66), "runs": (72, 0.58)}
+"""Registers a thread that reads dy again, beside what it keeps of x, and for each element of that."""
+
+REREAD_CONVERTED = 1.5
+"""The latter if x is not packed."""
+
+DOUBLE_SPARE = 2.6
+"""How many times HELD_SPARE it is in float64."""
+
+HELD_ELEMENT = {
+    ("forward", "planes", True): 1.0,
+    ("forward", "rows", True): 1.03,
+    ("forward", "runs", True): 0.6,
+    ("backward", "planes", True): 1.25,
+    ("backward", "rows", True): 1.6,
+    ("backward", "runs", True): 1.45,
+    ("forward", "planes", False): 1.2,
+    ("forward", "rows", False): 1.75,
+    ("forward", "runs", False): 1.2,
+    **{("backward", layout, False): 2.5 if layout == "rows" else 2.2 for layout in LAYOUTS},
+}
+"""Registers for each element of x of a resident chunk, backward with one of dy: packed in 16 bits, or converted."""
+
+HELD_LONG = {("forward", "planes"): (96, 0.5), ("forward", "rows"): (50, 0.6)}
+"""Registers beside, and for each element, that suffice for packed chunks that are long; not Volta's compiler."""
+
+LONGEST = 256
+"""Elements up to which they do."""
+
+HELD_CHANNEL = {"forward": 0.0, "backward": 1.35}
+"""Registers for each channel that a thread has elements of, channels-last: what is added up, and the affine map."""
+
+LEAST_CHANNEL = {"forward": 9, "backward": 9}
+"""The same for dealing out its sums (kernels/tile.py): while chunks are short, that is what takes most."""
+
+HELD_EPILOGUE = {
+    "none": {"forward": 0.0, "backward": 0.0},
+    "sign": {"forward": 0.0, "backward": 1.1},
+    "value": {"forward": 0.0, "backward": 2.4},
+}
+"""What an epilogue adds to these."""
+
+STREAMED_ELEMENT = {
+    "forward": 1.25,
+    "inference": 1.0,
+    "backward": 3.6,
+    "sums": 2.7,
+    "moments": 1.25,
+    "normalize": 1.0,
+    "gradients": 3.6,
+}
+"""Registers for each element of a tile that follows another, of all tensors together."""
+
+EPILOGUE_ELEMENT = {
+    "none": dict.fromkeys(READ, 0.0),
+    "sign": {
+        "forward": 0.8,
+        "inference": 0.5,
+        "backward": 1.4,
+        "sums": 0.8,
+        "moments": 0.0,
+        "normalize": 0.5,
+        "gradients": 1.4,
+    },
+    "value": {
+        "forward": 1.3,
+        "inference": 1.0,
+        "backward": 3.0,
+        "sums": 2.8,
+        "moments": 0.0,
+        "normalize": 1.0,
+        "gradients": 3.0,
+    },
+}
+"""What an epilogue adds to these, for each element of other programs."""
+
+MOST_REGISTERS = 255
+
+
+def registers_needed(work: Work, config: Config, device: Device) -> int:
+    """Registers a thread that leave the compiler room for all that the tiles need."""
+    registers = held_registers if config.strategy == "resident" else streamed_registers
+    per_thread = math.ceil(config.held / (config.num_warps * device.warp_size))
+    needed = registers(work, config, device, per_thread)
+    narrower = NARROWER
+    if config.strategy == "resident":
+        narrower = HELD_NARROWER["rereads" if config.rereads else work.mode, work.layout]
+    needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
+    return min(8 * math.ceil(needed / 8), max(MOST_REGISTERS, math.ceil(needed)))
+
+
+def most_registers(config: Config, per_sm: int, device: Device) -> int:
+    """Registers a thread with which an SM still holds so many programs."""
+    return min(MOST_REGISTERS, device.most_registers(config.num_warps * device.warp_size, per_sm))
+
+
+def held_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
+    """Of a resident program, so many elements a thread."""
+    mode, double = work.mode, max(1, work.itemsize // 4)
+    beside, element, least = (
+        reread_registers(work, config) if config.rereads else kept_registers(work, config, per_thread)
+    )
+    compiler = COMPILERS.get(device.arch, {}) if config.packed and not config.rereads else {}
+    if better := compiler.get((mode, "pixels" if has_pixels(work) else work.layout)):
+        beside, element, least = beside * better[0], element * better[1], least * better[0]
+    elif config.packed and per_thread <= LONGEST and (long := HELD_LONG.get((mode, work.layout))):
+        beside, element = min((beside, element), long, key=lambda line: line[0] + line[1] * per_thread)
+    looping = LOOPING + (LOOPING_REREAD if config.rereads else 0)
+    if device.backend == "hip":
+        element, least = element * AMD[mode], least * AMD[mode]
+        beside *= AMD_ROWS[mode] if work.layout == "rows" else 1
+        looping += LOOPING_AMD
+    if work.layout == "runs" and mode == "backward" and work.epilogue != "none":
+        beside += FOLDED_EPILOGUE
+    if work.itemsize > 2 and mode == "forward":
+        beside += OFFSETS
+    if config.items(work.geometry) > 1:
+        beside += looping
+    merged = merging(config, work.geometry, device)
+    if merged.chunks > 1 and device.arch != "sm_70":  # whose compiler finds room for both
+        beside += SPANS if merged.spans else 0
+        beside += MANY_RESULTS if results_at_once(work, config, merged, device) > FEW_RESULTS else 0
+    return max(least, beside + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
+
+
+def kept_registers(work: Work, config: Config, per_thread: int) -> tuple[float, float, float]:
+    """Beside elements, for each element of x, and at least, where all that is read is kept."""
+    mode, double = work.mode, max(1, work.itemsize // 4)
+    beside, least = HELD_SPARE[mode] * (DOUBLE_SPARE if double > 1 else 1), 0.0
+    if work.layout == "rows":
+        channels = double * min(accesses(work, config), per_thread)
+        beside, least = beside + HELD_CHANNEL[mode] * channels, LEAST_CHANNEL[mode] * channels
+    elif work.layout == "runs":
+        beside += HELD_FOLDED[mode] + (PIXELS[mode] if has_pixels(work) else 0)
+    return beside, HELD_ELEMENT[mode, work.layout, config.packed], least
+
+
+def reread_registers(work: Work, config: Config) -> tuple[float, float, float]:
+    """The same where x alone is kept."""
+    beside, element = REREAD[work.layout]
+    return beside * (DOUBLE_SPARE if work.itemsize > 4 else 1), element if config.packed else REREAD_CONVERTED, 0.0
+
+
+def streamed_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
+    """Of a program that takes one tile after the other."""
+    mode, double = work.mode, max(1, work.itemsize // 4)
+    fixed = SPARE_REGISTERS + (WIDE if work.layout == "rows" and config.block_c > NARROW else 0)
+    if config.lanes:
+        fixed += FOLDING + (FOLDED_EPILOGUE if mode == "backward" and work.epilogue != "none" else 0)
+    needed = fixed + per_thread * double * (STREAMED_ELEMENT[mode] + EPILOGUE_ELEMENT[work.epilogue][mode])
+    if mode not in UNMERGED and config.chunks(work.geometry) > 1:
+        merged = merging(config, work.geometry, device)
+        needed = max(needed, SPARE_REGISTERS + 2 * results_at_once(work, config, merged, device))
+    return needed
+
+
+def has_pixels(work: Work) -> bool:
+    """Whether its runs are of whole pixels."""
+    return work.layout == "runs" and work.geometry.channels_last
+
+
+def accesses(work: Work, config: Config) -> int:
+    """Elements that one access moves: all of a resident chunk but its last tile lies well if nothing precedes it."""
+    whole = config.strategy == "resident" and work.geometry.channels * work.geometry.outer_size == 1
+    return FULL_ACCESS // work.itemsize if whole and work.geometry.strides[0][4] == 1 else work.accesses
+
+
+def results_at_once(work: Work, config: Config, merged: Merging, device: Device) -> float:
+    """Numbers of other chunks that a thread loads at once."""
+    return RESULTS[work.mode] * merged.at_once * config.block_c / (config.num_warps * device.warp_size)
