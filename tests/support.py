@@ -232,8 +232,11 @@ def compare_samples(
 
 
 def fitted(config: Config, geometry: Geometry, itemsize: int) -> Config:
-    """The config with whole runs where the geometry folds them, and no row shorter than a byte of signs."""
-    if fold := geometry.fold(itemsize):
+    """The config with whole runs where the geometry folds them, or may and the config has lanes.
+
+    No row is shorter than a byte of signs.
+    """
+    if fold := geometry.folds(itemsize)[-1 if config.lanes else 0]:
         return replace(config, block_c=power_of_two(fold.channels), block_i=power_of_two(fold.run), lanes=fold.lanes)
     group = sign_group(geometry, itemsize)
     if geometry.channels_last:

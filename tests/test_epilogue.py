@@ -127,6 +127,24 @@ def test_signs_do_not_depend_on_the_cut(cut, forward, backward, memory_format):
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("lanes", [(0, 1), (1, 0)], ids=["folded later", "folded before"])
+@pytest.mark.parametrize("strategy", ["split", "dataflow"])
+def test_signs_do_not_depend_on_whether_pixels_are_folded(cut, runs, strategy, lanes):
+    """Where a config may fold them: 45 pixels, in runs of 10."""
+    x, residual, dy = (
+        random((3, 24, 5, 3), torch.float16, seed).contiguous(memory_format=torch.channels_last) for seed in (0, 9, 1)
+    )
+    gradients = []
+    for first, second in (lanes, (0, 0)):
+        cut(8, 1, 16, 1, strategy=strategy, lanes=first, window=1)
+        leaf = x.clone().requires_grad_()
+        y = tritonbn.batch_norm(leaf, None, None, training=True, residual=residual, activation="relu")
+        cut(8, 1, 16, 1, strategy=strategy, lanes=second, window=1)
+        gradients.append(torch.autograd.grad(y, leaf, dy)[0])
+    assert [bool(config.lanes) for config in runs] == [*map(bool, lanes), False, False]
+    torch.testing.assert_close(*gradients, rtol=2e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
 def test_any_cut(cut, sizes, memory_format):

@@ -157,6 +157,17 @@ def test_dtypes(cut, cuts, way, dtype):
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("channels", [24, 72])
+def test_pixels_that_may_be_folded_or_not(cut, runs, channels, way):
+    x, dy = pair((3, channels, 5, 3), LAST, torch.float16)
+    for lanes in (0, 1):
+        cut(16, 1, 16, 2, **WAYS[way], lanes=lanes, window=2)
+        with side_by_side(0, SLOTS):
+            compare(x, dy=dy, **vectors(channels))
+    assert [bool(config.lanes) for config in runs] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("cuts", ["two chunks", "last chunk of one pixel", "planes folded", "pixels folded"])
 def test_epilogues(cut, cuts, way):
     shape, memory_format, sizes, _ = CUTS[cuts]

@@ -117,7 +117,7 @@ def shared_needed(work: Work, config: Config) -> int:
     """Bytes of shared memory that suffice for a program."""
     double = max(1, work.itemsize // 4)
     results = 8 * max(config.block_i if config.lanes else config.block_c * config.num_warps, 64)
-    if work.mode not in UNMERGED and work.layout != "planes":
+    if work.mode not in UNMERGED and work.read_by(config).layout != "planes":
         results = max(results, 4 * double * min(config.elements, MOST_DEALT.value))
     tensors = READ[work.mode] + math.ceil(work.read_beside)
     return max(results, (config.stages - 1) * tensors * config.elements * work.itemsize)
@@ -174,7 +174,7 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     if config.rereads:
         reads += again_of_dy(chunk * min(programs, busy * device.sm_count), device)
     instructions = HELD_INSTRUCTIONS[mode, config.packed] if resident else INSTRUCTIONS[mode]
-    started = config.num_warps * device.warp_size * PROGRAM_INSTRUCTIONS[work.layout]
+    started = config.num_warps * device.warp_size * PROGRAM_INSTRUCTIONS[work.read_by(config).layout]
     started *= 0 if mode in UNMERGED else 1 if resident else 0.5
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
     waits = 0.0

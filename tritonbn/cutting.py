@@ -26,7 +26,7 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
     """The constexprs and launch options that follow from how the work is cut; a program may hold a whole chunk."""
     geometry, itemsize = work.geometry, work.itemsize
     keywords = tile_keywords(geometry, config, case.dtype)
-    fold, held = geometry.fold(itemsize), min(config.tiles_per_chunk, config.tiles(geometry)) if whole else 1
+    fold, held = work.read_by(config).fold, min(config.tiles_per_chunk, config.tiles(geometry)) if whole else 1
     keywords["INNER_TILES"] = inner_tiles(geometry, config)
     keywords["MASK_O"], keywords["MASK_I"] = masked_tiles(geometry, config, fold, held)
     keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
@@ -87,10 +87,11 @@ def register_cap(registers: int, device: Device) -> dict[str, int]:
     return {"waves_per_eu": max(1, device.registers // 4 // device.warp_size // registers)}
 
 
-def sign_bytes(geometry: Geometry, config: Config, itemsize: int) -> int:
+def sign_bytes(work: Work, config: Config) -> int:
     """Bytes that the signs of all elements take: rows of the fast axis, each beginning with a byte of its own."""
-    bits = sign_group(geometry, itemsize)
-    if fold := geometry.fold(itemsize):
+    geometry = work.geometry
+    bits = sign_group(geometry, work.itemsize)
+    if fold := work.readings[-1].fold:  # a pass that reads plain tiles leaves room for one that does not
         blocks = 1 if geometry.channels_last else config.channel_blocks(geometry)
         return blocks * -(-geometry.values // fold.lanes) * -(-fold.run // bits)
     fast = geometry.channels if geometry.channels_last else geometry.inner
@@ -153,5 +154,5 @@ def cut_plan(
         counted=counted if exchanges or always_counts else 0,
         waits=resident and chunks > 1 and not config.at_once,
         config=config,
-        sign_bytes=sign_bytes(geometry, config, work.itemsize),
+        sign_bytes=sign_bytes(work, config),
     )

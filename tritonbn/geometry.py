@@ -13,8 +13,11 @@ FULL_ACCESS = 16
 SECTOR = 32
 """Bytes that memory moves at least."""
 
-MOST_SHARED = 96
-"""Bytes of a pixel up to which it matters that blocks of channels share a sector."""
+MOST_SHARED, MAY_SHARE = 96, 256
+"""Bytes of a pixel up to which it matters that blocks of channels share a sector, and up to which it may matter."""
+
+BITS = 8
+"""Signs are kept so many to a byte, fewer where the fast axis or a sector is shorter."""
 
 WIDE_ACCESS = 8
 """Bytes of an access that is wide enough by itself."""
@@ -71,22 +74,32 @@ class Geometry:
         """How many runs of `inner` a channel has."""
         return math.prod(self.outer)
 
+    def folds(self, itemsize: int) -> tuple[Fold | None, ...]:
+        """The ways to read the tensors, None for plain tiles: the config's choice where there are two."""
+        may = self.may_fold(itemsize) and self.pixel_fold(FULL_ACCESS // itemsize)
+        return (None, may) if may else (self.fold(itemsize),)
+
+    def may_fold(self, itemsize: int) -> bool:
+        """Whether pixels may be read as runs or not: signs lie alike, since no two pixels share a byte of them."""
+        return self.channels % BITS == 0 and self.shares_sectors(itemsize, MAY_SHARE)
+
     def fold(self, itemsize: int) -> Fold | None:
         """How to read whole runs, if by itself the fast axis cannot be read 8 bytes at a time and runs do better.
 
         Or if a pixel is less than an access, or blocks of channels would share sectors of memory. Follows from sizes
         and strides alone, so that every pass over the same tensors folds them alike.
         """
-        is_tiny, shares = self.channels_last and self.channels * itemsize < FULL_ACCESS, self.shares_sectors(itemsize)
+        is_tiny = self.channels_last and self.channels * itemsize < FULL_ACCESS
+        shares = self.shares_sectors(itemsize, MOST_SHARED) and not self.may_fold(itemsize)
         is_wide = self.alignment * itemsize >= (FULL_ACCESS if is_tiny else WIDE_ACCESS)
         if is_wide and not shares:
             return None
         whole = self.pixel_fold(FULL_ACCESS // itemsize) if self.channels_last else self.plane_fold()
         return whole if whole and whole.alignment > self.alignment - shares else None
 
-    def shares_sectors(self, itemsize: int) -> bool:
+    def shares_sectors(self, itemsize: int, most: int) -> bool:
         """Whether the pixels of a channels-last tensor, of several blocks of channels each, end within a sector."""
-        several = self.channels & (self.channels - 1) != 0 and self.channels * itemsize <= MOST_SHARED
+        several = self.channels & (self.channels - 1) != 0 and self.channels * itemsize <= most
         return self.channels_last and several and self.channels * itemsize % SECTOR != 0
 
     def pixel_fold(self, access: int) -> Fold | None:

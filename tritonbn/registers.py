@@ -170,7 +170,7 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
     needed = registers(work, config, device, per_thread)
     narrower = NARROWER
     if config.strategy == "resident":
-        narrower = HELD_NARROWER["rereads" if config.rereads else work.mode, work.layout]
+        narrower = HELD_NARROWER["rereads" if config.rereads else work.mode, work.read_by(config).layout]
     needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
     return min(8 * math.ceil(needed / 8), max(MOST_REGISTERS, math.ceil(needed)))
 
@@ -182,21 +182,21 @@ def most_registers(config: Config, per_sm: int, device: Device) -> int:
 
 def held_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
     """Of a resident program, so many elements a thread."""
-    mode, double = work.mode, max(1, work.itemsize // 4)
+    mode, layout, double = work.mode, work.read_by(config).layout, max(1, work.itemsize // 4)
     beside, element, least = (
         reread_registers(work, config) if config.rereads else kept_registers(work, config, per_thread)
     )
     compiler = COMPILERS.get(device.arch, {}) if config.packed and not config.rereads else {}
-    if better := compiler.get((mode, "pixels" if has_pixels(work) else work.layout)):
+    if better := compiler.get((mode, "pixels" if has_pixels(work, config) else layout)):
         beside, element, least = beside * better[0], element * better[1], least * better[0]
-    elif config.packed and per_thread <= LONGEST and (long := HELD_LONG.get((mode, work.layout))):
+    elif config.packed and per_thread <= LONGEST and (long := HELD_LONG.get((mode, layout))):
         beside, element = min((beside, element), long, key=lambda line: line[0] + line[1] * per_thread)
     looping = LOOPING + (LOOPING_REREAD if config.rereads else 0)
     if device.backend == "hip":
         element, least = element * AMD[mode], least * AMD[mode]
-        beside *= AMD_ROWS[mode] if work.layout == "rows" else 1
+        beside *= AMD_ROWS[mode] if layout == "rows" else 1
         looping += LOOPING_AMD
-    if work.layout == "runs" and mode == "backward" and work.epilogue != "none":
+    if layout == "runs" and mode == "backward" and work.epilogue != "none":
         beside += FOLDED_EPILOGUE
     if work.itemsize > 2 and mode == "forward":
         beside += OFFSETS
@@ -211,26 +211,26 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
 
 def kept_registers(work: Work, config: Config, per_thread: int) -> tuple[float, float, float]:
     """Beside elements, for each element of x, and at least, where all that is read is kept."""
-    mode, double = work.mode, max(1, work.itemsize // 4)
+    mode, layout, double = work.mode, work.read_by(config).layout, max(1, work.itemsize // 4)
     beside, least = HELD_SPARE[mode] * (DOUBLE_SPARE if double > 1 else 1), 0.0
-    if work.layout == "rows":
+    if layout == "rows":
         channels = double * min(accesses(work, config), per_thread)
         beside, least = beside + HELD_CHANNEL[mode] * channels, LEAST_CHANNEL[mode] * channels
-    elif work.layout == "runs":
-        beside += HELD_FOLDED[mode] + (PIXELS[mode] if has_pixels(work) else 0)
-    return beside, HELD_ELEMENT[mode, work.layout, config.packed], least
+    elif layout == "runs":
+        beside += HELD_FOLDED[mode] + (PIXELS[mode] if has_pixels(work, config) else 0)
+    return beside, HELD_ELEMENT[mode, layout, config.packed], least
 
 
 def reread_registers(work: Work, config: Config) -> tuple[float, float, float]:
     """The same where x alone is kept."""
-    beside, element = REREAD[work.layout]
+    beside, element = REREAD[work.read_by(config).layout]
     return beside * (DOUBLE_SPARE if work.itemsize > 4 else 1), element if config.packed else REREAD_CONVERTED, 0.0
 
 
 def streamed_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
     """Of a program that takes one tile after the other."""
     mode, double = work.mode, max(1, work.itemsize // 4)
-    fixed = SPARE_REGISTERS + (WIDE if work.layout == "rows" and config.block_c > NARROW else 0)
+    fixed = SPARE_REGISTERS + (WIDE if work.read_by(config).layout == "rows" and config.block_c > NARROW else 0)
     if config.lanes:
         fixed += FOLDING + (FOLDED_EPILOGUE if mode == "backward" and work.epilogue != "none" else 0)
     needed = fixed + per_thread * double * (STREAMED_ELEMENT[mode] + EPILOGUE_ELEMENT[work.epilogue][mode])
@@ -240,15 +240,16 @@ def streamed_registers(work: Work, config: Config, device: Device, per_thread: i
     return needed
 
 
-def has_pixels(work: Work) -> bool:
+def has_pixels(work: Work, config: Config) -> bool:
     """Whether its runs are of whole pixels."""
-    return work.layout == "runs" and work.geometry.channels_last
+    return config.lanes > 0 and work.geometry.channels_last
 
 
 def accesses(work: Work, config: Config) -> int:
     """Elements that one access moves: all of a resident chunk but its last tile lies well if nothing precedes it."""
     whole = config.strategy == "resident" and work.geometry.channels * work.geometry.outer_size == 1
-    return FULL_ACCESS // work.itemsize if whole and work.geometry.strides[0][4] == 1 else work.accesses
+    alone = whole and work.geometry.strides[0][4] == 1
+    return FULL_ACCESS // work.itemsize if alone else work.read_by(config).accesses
 
 
 def results_at_once(work: Work, config: Config, merged: Merging, device: Device) -> float:

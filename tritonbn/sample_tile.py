@@ -45,7 +45,7 @@ class Tile:
         self.work, self.config, self.device = work, config, device
         self.threads = config.num_warps * device.warp_size
         self.elements = max(1.0, config.elements / self.threads)
-        self.access = min(work.accesses, self.elements)
+        self.access = min(work.readings[0].accesses, self.elements)
         """Elements that one access moves."""
         self.double = max(1, work.itemsize // 4)
         """Registers of a number."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .configs import LAYOUTS, UNMERGED, Config, Layout, Mode, Strategy, Work, power_of_two
 from .cost import modelled_time, pipelines, places
 from .counters import FRACTION
 from .devices import Device
-from .geometry import FULL_ACCESS, SECTOR, Geometry
+from .geometry import FULL_ACCESS, SECTOR, Fold, Geometry
 from .registers import MOST_REGISTERS, most_registers, registers_needed
 
 
@@ -95,43 +95,44 @@ def choose(work: Work, device: Device, share: int) -> Config:
 
 def space(work: Work, device: Device, share: int) -> Iterator[Config]:
     """Every config worth considering that may run."""
-    found = SPACES[work.mode, work.layout]
-    if "resident" in found.strategies:
-        for config in resident(work, device, found):
-            is_short = config.held <= MOST_CONVERTED * config.num_warps * device.warp_size
-            packs = work.itemsize == 2 and device.backend == "cuda"
-            for packed in (True, False) if packs and is_short and not config.rereads else (packs,):
-                yield from valid(work, replace(config, packed=packed), device, share)
-    for config in with_warps(work, device, found, found.streamed):
-        for cut in streamed(work, config, found):
-            yield from valid(work, cut, device, share)
+    for reading in work.readings:
+        found, cuts = SPACES[work.mode, reading.layout], list(tiles(work, reading.fold))
+        if "resident" in found.strategies:
+            for config in resident(work, device, found, cuts):
+                is_short = config.held <= MOST_CONVERTED * config.num_warps * device.warp_size
+                packs = work.itemsize == 2 and device.backend == "cuda"
+                for packed in (True, False) if packs and is_short and not config.rereads else (packs,):
+                    yield from valid(work, config.but(packed=packed), device, share)
+        for config in with_warps(cuts, device, found, found.streamed):
+            for cut in streamed(work, config, found):
+                yield from valid(work, cut, device, share)
 
 
-def with_warps(work: Work, device: Device, found: Space, per_thread: tuple[int, ...]) -> Iterator[Config]:
+def with_warps(cuts: list[Config], device: Device, found: Space, per_thread: tuple[int, ...]) -> Iterator[Config]:
     """Every tile with as many warps as give a thread so many elements, or fewer where a tile is too small for that."""
-    for tile in tiles(work.geometry, work.itemsize):
+    for tile in cuts:
         for warps in (n for n in found.num_warps if n * device.warp_size <= MOST_THREADS):
             elements = tile.elements // (warps * device.warp_size)
             if tile.lanes and warps == 1 and elements > MOST_SHUFFLED:
                 continue
             if elements in per_thread or (warps == 1 and elements < per_thread[0]):
-                yield replace(tile, num_warps=warps)
+                yield tile.but(num_warps=warps)
 
 
-def resident(work: Work, device: Device, found: Space) -> Iterator[Config]:
+def resident(work: Work, device: Device, found: Space, cuts: list[Config]) -> Iterator[Config]:
     """Chunks that are kept in registers: tiles of an access a thread, as many as leave the chunks equal."""
     access = FULL_ACCESS // work.itemsize
-    for config in with_warps(work, device, found, (access,)):
+    for config in with_warps(cuts, device, found, (access,)):
         a_thread = config.elements / config.num_warps / device.warp_size
         if config.num_warps >= LEAST_WARPS or config.elements < LEAST_WARPS * device.warp_size * access:
             tiles, part = config.tiles(work.geometry), min(1, 2 / work.itemsize) / access
             longest = MOST_HELD / config.elements if config.num_warps >= LEAST_WARPS else EVERY_LENGTH
             most, more = (int(min(n * part, longest)) for n in (found.held, found.reread))
             for tiles_per_chunk in lengths(tiles, most if a_thread == access else 1):
-                yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk)
+                yield config.but(strategy="resident", tiles_per_chunk=tiles_per_chunk)
             for tiles_per_chunk in lengths(tiles, more if a_thread == access else 0):
                 if tiles_per_chunk > most // 3:
-                    yield replace(config, strategy="resident", tiles_per_chunk=tiles_per_chunk, rereads=True)
+                    yield config.but(strategy="resident", tiles_per_chunk=tiles_per_chunk, rereads=True)
 
 
 def lengths(tiles: int, most: int) -> list[int]:
@@ -148,7 +149,7 @@ def streamed(work: Work, config: Config, found: Space) -> Iterator[Config]:
         for stages in found.stages if tiles_per_chunk > 1 else found.stages[:1]:
             for strategy in found.strategies:
                 if strategy != "resident":
-                    yield replace(config, tiles_per_chunk=tiles_per_chunk, stages=stages, strategy=strategy)
+                    yield config.but(tiles_per_chunk=tiles_per_chunk, stages=stages, strategy=strategy)
 
 
 def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Config]:
@@ -165,21 +166,21 @@ def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Co
         return
     if config.strategy == "dataflow":
         window = math.ceil(device.sm_count * per_sm / chunks)
-        yield replace(config, window=max(1, min(config.channel_blocks(geometry), window)))
+        yield config.but(window=max(1, min(config.channel_blocks(geometry), window)))
     elif config.strategy == "split":
         yield config
     else:
         programs, slots = chunks * config.channel_blocks(geometry), device.sm_count * per_sm
         for held in (min(per_sm, math.ceil(programs / device.sm_count)), per_sm):  # as many registers as there are
             if chunks == 1 or waits_safely(chunks, device.sm_count * held, held, device, share):
-                yield replace(config, registers=most_registers(config, held, device))
+                yield config.but(registers=most_registers(config, held, device))
                 return
-        at_once = replace(config, at_once=min(slots, programs))
+        at_once = config.but(at_once=min(slots, programs))
         registers = registers_needed(work, at_once, device)  # more where a program takes chunk after chunk
         per_sm = places(work, config, registers, device) if registers <= MOST_REGISTERS else 0
         if device.concurrent and chunks <= (slots := device.sm_count * per_sm):
             registers = most_registers(config, per_sm, device)
-            yield replace(config, registers=registers, at_once=min(slots, programs))
+            yield config.but(registers=registers, at_once=min(slots, programs))
 
 
 def waits_safely(chunks: int, slots: int, per_sm: int, device: Device, share: int) -> bool:
@@ -195,18 +196,18 @@ def waits_safely(chunks: int, slots: int, per_sm: int, device: Device, share: in
 def conservative(work: Work, device: Device) -> Config:
     """What runs where nothing else does: nobody waits, and no thread needs more than a few registers."""
     elements = SAFE_WARPS * device.warp_size * SAFE_ELEMENTS
-    config = min(tiles(work.geometry, work.itemsize), key=lambda tile: abs(tile.elements - elements))
-    config = replace(config, num_warps=min(SAFE_WARPS, MOST_THREADS // device.warp_size))
+    config = min(tiles(work, work.readings[0].fold), key=lambda tile: abs(tile.elements - elements))
+    config = config.but(num_warps=min(SAFE_WARPS, MOST_THREADS // device.warp_size))
     most = math.inf if work.mode in UNMERGED else max(MOST_MERGED, config.block_c)
     while power_of_two(config.chunks(work.geometry)) * config.block_c > most:
-        config = replace(config, tiles_per_chunk=2 * config.tiles_per_chunk)
+        config = config.but(tiles_per_chunk=2 * config.tiles_per_chunk)
     return config
 
 
-def tiles(geometry: Geometry, itemsize: int) -> Iterator[Config]:
+def tiles(work: Work, fold: Fold | None) -> Iterator[Config]:
     """Tiles worth considering, as configs of one tile a chunk; a row of one is never shorter than a sector."""
-    sector = SECTOR // itemsize
-    if fold := geometry.fold(itemsize):
+    geometry, sector = work.geometry, SECTOR // work.itemsize
+    if fold:
         run = power_of_two(fold.run)
         for block_o in powers(math.ceil(geometry.values / fold.lanes), LARGEST_TILE // run):
             yield Config(power_of_two(fold.channels), block_o, run, lanes=fold.lanes)

@@ -99,7 +99,7 @@ class Entry:
 def key_of(work: Work, device: Device) -> Key:
     """Under which key work on a device is kept."""
     geometry = work.geometry
-    fold = work.fold
+    reading, fold = work.readings[0], work.readings[-1].fold
     run = (fold.channels, fold.lanes) if fold else ()
     sizes = (geometry.channels, geometry.outer_size, geometry.inner)
     return Key(
@@ -110,8 +110,8 @@ def key_of(work: Work, device: Device) -> Key:
         dtype=str(work.dtype).removeprefix("torch."),
         epilogue=work.epilogue,
         beside=(work.read_beside, work.written_beside),
-        layout="runs" if fold else "rows" if geometry.channels_last else "planes",
-        accesses=work.accesses,
+        layout=reading.layout,
+        accesses=reading.accesses,
         sizes=(*map(rounded_up, sizes), *run),
     )
 
