@@ -15,6 +15,9 @@ from tritonbn.geometry import Geometry
 from tritonbn.launch import INTERPRETED, statistics_dtype
 
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+"""The environment of a process that sees none."""
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -63,6 +63,20 @@ def test_a_captured_launch_has_its_own(monkeypatch, on_stream):
     assert counters.take(device, 10) is kept
 
 
+def test_what_is_kept_is_no_graphs_memory(monkeypatch):
+    """Off the default stream another thread allocates it, and the stream waits for its zeros."""
+    threads, waited, zeros = [], [], torch.zeros
+    stream = SimpleNamespace(wait_stream=waited.append)
+    monkeypatch.setattr(counters, "is_cuda", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "the default one")
+    monkeypatch.setattr(torch, "zeros", lambda *a, **k: (threads.append(threading.current_thread()), zeros(*a, **k))[1])
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, used_on: waited.append((self, used_on)))
+    kept = counters.zeros_to_keep(10, device)
+    assert threads != [threading.current_thread()]
+    assert waited == ["the default one", (kept, stream)]
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="ends a launch in the midst of it")
 def test_after_an_aborted_launch(cut):
     """Programs that never came to an end leave counts behind; the next launch starts from zeros, and is right."""

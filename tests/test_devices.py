@@ -1,5 +1,6 @@
 """What is known of GPUs: from the table, from what they tell of themselves, and from both."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +41,7 @@ def gpu(monkeypatch):
 
     def describe(arch, properties, **fields):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(**fields))
         return devices.described(Driver(arch, properties, own=True), 0)
 
@@ -192,9 +194,12 @@ def test_clocks_of_amd_say_nothing(gpu):
 
 def test_torch_is_asked_for_real_gpus_only(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext(entered.append(index)))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name="NVIDIA H200"))
     assert devices.described(Driver(90, H100), 0).name == "H100"
-    assert devices.described(Driver(90, H100, own=True), 0).name == "NVIDIA H200"
+    assert devices.described(Driver(90, H100, own=True), 1).name == "NVIDIA H200"
+    assert entered == [1], "Triton tells the architecture of the current one"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.described(Driver(90, H100, own=True), 0).name == "H100"
 

@@ -49,8 +49,10 @@ class Case(Plans):
         """Of the form of the bias' gradient."""
 
     def pattern(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """A tensor that holds a single number; what is like it has memory of its own."""
-        return torch.empty((), dtype=dtype, device=self.place).expand(shape)
+        """A tensor without memory, for others to be like it: what is kept must not hold on to a pool of a graph's."""
+        pattern = torch.empty((), dtype=dtype, device=self.place).expand(shape)
+        pattern.untyped_storage().resize_(0)
+        return pattern
 
     def empty_vector(self, dtype: torch.dtype) -> Tensor:
         """Room for a number a channel."""

@@ -8,6 +8,7 @@ its own, zeroed in the graph, since graphs may be replayed on any stream.
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -50,7 +51,12 @@ def current_stream(device: torch.device) -> int:
 
 def capturing(device: torch.device) -> bool:
     """Whether launches are being recorded into a graph instead of run."""
-    return is_cuda(device) and torch.cuda.is_current_stream_capturing()
+    if not is_cuda(device):
+        return False
+    if device.index in (None, torch.cuda.current_device()):
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 @cache
@@ -66,9 +72,24 @@ def take(device: torch.device, size: int) -> Tensor:
     key = device, current_stream(device)
     kept = _kept.get(key)
     if kept is None or kept.numel() < size:
-        kept = torch.zeros(max(LEAST, 1 << (size - 1).bit_length()), dtype=torch.int32, device=device)
+        kept = zeros_to_keep(max(LEAST, 1 << (size - 1).bit_length()), device)
         _kept[key] = kept
     return kept
+
+
+def zeros_to_keep(size: int, device: torch.device) -> Tensor:
+    """int32 zeros for the current stream, of memory that no graph will use again.
+
+    Before torch.compile captures a graph, what its thread, or its stream, allocates goes into the graph's own pool.
+    """
+    if not is_cuda(device) or torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+        return torch.zeros(size, dtype=torch.int32, device=device)
+    with ThreadPoolExecutor(1) as another:  # on the default stream, as threads begin
+        zeros = another.submit(torch.zeros, size, dtype=torch.int32, device=device).result()
+    stream = torch.cuda.current_stream(device)
+    stream.wait_stream(torch.cuda.default_stream(device))
+    zeros.record_stream(stream)
+    return zeros
 
 
 def share(device: torch.device) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
@@ -92,7 +92,8 @@ def described(driver: Any, index: Any) -> Device:
 
     Where that has its name and as many SMs, it is the same GPU: then memory, L2 and clock are as its maker says.
     """
-    target = driver.get_current_target()
+    with torch.cuda.device(index) if launches_on_gpus(driver) else nullcontext():
+        target = driver.get_current_target()
     arch = architecture(target)
     own = told(driver, index)
     name = own.get("name", "")
@@ -129,9 +130,13 @@ def told(driver: Any, index: Any) -> dict[str, Any]:
 
 
 def torch_properties(driver: Any, index: Any) -> Any:
-    """Torch's, if the driver is one of Triton's own, which launch on GPUs; None for any other, which may have none."""
-    launches = type(driver.utils).__module__.startswith("triton.backends.")
-    return torch.cuda.get_device_properties(index) if launches and torch.cuda.is_available() else None
+    """Torch's, None where there are none."""
+    return torch.cuda.get_device_properties(index) if launches_on_gpus(driver) else None
+
+
+def launches_on_gpus(driver: Any) -> bool:
+    """Whether the driver is one of Triton's own: any other may stand for a GPU that is not there."""
+    return type(driver.utils).__module__.startswith("triton.backends.") and torch.cuda.is_available()
 
 
 def plausible(key: str, value: Any, base: Device) -> bool:

@@ -186,7 +186,7 @@ class Plan:
             driver = DRIVERS.active
             device = driver.get_current_device()
             index = place.index
-            if index is not None and index != device and place.type in ("cuda", "xpu"):
+            if index is not None and index != device and isinstance(device, int) and place.type in ("cuda", "xpu"):
                 with torch.get_device_module(place).device(index):
                     return self.run(place, *arguments)
             odd = 0
@@ -226,9 +226,17 @@ class Plan:
         return tuple(t is not None and t.data_ptr() % POINTER_ALIGNMENT != 0 for t in tensors)
 
     def make_ready(self, key: Any, arguments: tuple[Any, ...]) -> None:
-        """Compile and load for arguments like these; where that fails, the first run says so."""
+        """Compile and load for another plan's arguments, but its own exchange; where that fails, the first run says so.
+
+        Empty tensors stand for what a run will be given.
+        """
+        given = dict(zip(self.kernel.arg_names, arguments, strict=False))
+        x = given["x"]
+        if "counters" in given:
+            given["partials"] = x.new_empty(0, dtype=statistics_dtype(x.dtype)) if self.partials else None
+            given["counters"] = x.new_empty(0, dtype=torch.int32) if self.counted else None
         with suppress(Exception):
-            self.compiled[key] = [self.prepare(arguments, *launch) for launch in self.launches]
+            self.compiled[key] = [self.prepare(tuple(given.values()), *launch) for launch in self.launches]
 
     def prepare(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> tuple[Any, ...]:
         """What it takes to launch, compiled if need be; the last is what follows the arguments."""

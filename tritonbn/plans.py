@@ -61,7 +61,7 @@ class Plans:
             unfit, trial = self.unfit.get((kind, key), set()), self.trial(work, kind, key)
             config = selection.choose(self.level, work, self.device, share, unfit, self.place, trial)
             plan = kind.plan(self, work, config, *key)
-            if plan.waits and share == counters.SHARE:
+            if share != counters.CAPTURED_SHARE and (plan.waits or share == 0):  # nobody waits in place of such a plan
                 with suppress(selection.StrategyError):  # a captured call raises it then
                     plan = replace(plan, captured=self.plan_for(counters.CAPTURED_SHARE, kind, key))
             if not selection.is_put_off(self.level, self.place):

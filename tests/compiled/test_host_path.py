@@ -172,17 +172,27 @@ def test_nothing_is_compiled_or_planned_twice(recorded, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("seated", "shape", "dtype"),
+    [((), (32, 64, 56, 56), torch.bfloat16), ((1, 2), (16, 64, 32, 32), torch.float32)],
+    ids=["seated", "no seat left"],
+)
+@pytest.mark.parametrize(
     "make",
     [
-        lambda: lambda x: tritonbn.batch_norm(x, None, None, training=True),
-        lambda: tritonbn.BatchNormalization(axis=1, batch_input_shape=(None, 64, 56, 56), device="meta"),
+        lambda shape: lambda x: tritonbn.batch_norm(x, None, None, training=True),
+        lambda shape: tritonbn.BatchNormalization(axis=1, batch_input_shape=(None, *shape[1:]), device="meta"),
     ],
     ids=["batch_norm", "Keras"],
 )
-def test_a_captured_call_loads_no_kernel(recorded, monkeypatch, make):
-    """While a graph is captured the driver refuses to: what runs then was made ready by the call before."""
-    x = torch.empty((32, 64, 56, 56), dtype=torch.bfloat16, device="meta", requires_grad=True)
-    call = make()
+def test_a_captured_call_loads_no_kernel(recorded, monkeypatch, make, seated, shape, dtype):
+    """While a graph is captured the driver refuses to: what runs then was made ready by the call before.
+
+    Also by one on a third stream, where programs do not wait.
+    """
+    monkeypatch.setattr(counters, "_seated", {torch.device("meta"): [*seated]})
+    monkeypatch.setattr(counters, "current_stream", lambda device: 3)
+    x = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+    call = make(shape)
 
     def train():
         y = call(x)
@@ -196,6 +206,22 @@ def test_a_captured_call_loads_no_kernel(recorded, monkeypatch, make):
     train()
     assert [made.kernel.removeprefix("resident_") for made in recorded] == ["forward_kernel", "backward_kernel"]
     assert [made.key for made in recorded] != eager, "a share of the GPU of its own, so another kernel"
+
+
+def test_tensors_of_a_gpu_are_taken_where_another_is_compiled_for(recorded, monkeypatch):
+    """A driver that is no GPU's has no number to be compared with the tensors' own."""
+    run = Plan.run
+    monkeypatch.setattr(Plan, "run", lambda self, place, *given: run(self, torch.device("cuda", 0), *given))
+    tritonbn.batch_norm(torch.randn(SHAPE), None, None, training=True)
+    assert names(recorded) == FORWARD
+
+
+def test_what_is_remembered_of_a_call_holds_no_memory(recorded):
+    """Torch may have sent it to the pool of a graph, which is used again."""
+    functional._cases.clear()
+    tritonbn.batch_norm(torch.randn(SHAPE), None, None, bias=torch.ones(6), training=True)
+    (case,) = functional._cases.values()
+    assert [kept.untyped_storage().nbytes() for kept in (case.statistics, case.dbias)] == [0, 0]
 
 
 def test_a_new_momentum_compiles_nothing(recorded, monkeypatch):

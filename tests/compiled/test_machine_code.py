@@ -57,6 +57,17 @@ def test_round_shapes_are_read_and_written_16_bytes_at_a_time(architecture, dtyp
         assert found.stores.get(2, 0) == 0, "a tensor of 16 bits is written 2 bytes at a time"
 
 
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx950", "gfx1100", "sm_90"])
+def test_waves_have_stored_before_others_are_told(architecture):
+    """CDNA's barrier lets a wave through whose stores are under way; the one that tells others waits for its own."""
+    kind = "ptx" if architecture.startswith("sm") else "amdgcn"
+    for launch in launches(architecture, (32, 64, 56, 56), torch.float16)[:2]:
+        waits = re.split(r"ASMSTART\s+s_waitcnt vmcnt\(0\)", launch.code(kind))[1:]
+        assert launch.num_warps > 1
+        assert len(waits) >= 2 if architecture.startswith("gfx9") else not waits
+        assert {re.search(r"s_barrier|store|atomic|branch", after)[0] for after in waits} <= {"s_barrier"}
+
+
 NETWORKS = {
     "ResNet-50, stem": ((32, 64, 112, 112), FIRST, 16),
     "ResNet-50, stage 1": ((32, 256, 56, 56), FIRST, 16),

@@ -1,12 +1,14 @@
 """The report's command, and its parts that compile."""
 
 import io
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 from rich.console import Console
+from support import NO_GPU
 
 from benchmarks import cases, compiled, host, modelled, report
 from benchmarks.__main__ import main
@@ -28,7 +30,7 @@ def test_the_command_writes_a_report_and_compares_it(tmp_path):
     what = "--suite elements --dtype float16 --pass forward --batch 2 --steps 0"
     command = [sys.executable, "-W", "error", "-m", "benchmarks", *what.split(), "--provider", "tritonbn"]
     command += ["torch, cuDNN", "--out", str(out), "--compare", str(tmp_path / "old.json")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | NO_GPU, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "There is no GPU here: nothing on this page is a GPU time." in done.stdout
     assert "compiled for H100" in done.stdout
@@ -66,10 +68,10 @@ def test_what_cannot_be_is_said_at_once(options, message, tmp_path, monkeypatch,
     assert message in capsys.readouterr().err
 
 
-def compiled_stem(**options):
+def compiled_stem(gpu="H100", **options):
     """What the compiler makes of a layer."""
     found = {"most": 1, "directions": ("forward", "backward")} | options
-    return list(compiled.compile_cases(list(Selection(("resnet50",), **found).cases()), H100))
+    return list(compiled.compile_cases(list(Selection(("resnet50",), **found).cases()), devices.named(gpu)))
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
@@ -81,6 +83,12 @@ def test_a_layer_compiled(layout):
         assert (each.gpu, each.launches, each.spills, each.access, each.failure) == ("H100", 1, 0, 16, "")
         assert 32 <= each.registers <= 255
         assert each.modelled > each.floor > 0
+
+
+def test_a_layer_compiled_for_a_gpu_that_nvdisasm_does_not_know():
+    for each in compiled_stem("V100"):
+        assert (each.gpu, each.launches, each.access, each.failure) == ("V100", 1, 16, "")
+        assert 32 <= each.registers <= 255
 
 
 def test_narrow_access_and_two_launches_are_told():

@@ -44,10 +44,30 @@ def my_items(counters, items, BLOCK_K: tl.constexpr, AT_ONCE: tl.constexpr):
     return begin, end, step
 
 
+def is_cdna(_semantic=None):
+    """Whether a kernel is being compiled for one of AMD's CDNA GPUs."""
+    options = _semantic and _semantic.builder.options
+    return tl.constexpr(bool(options) and options.backend_name == "hip" and options.arch.startswith("gfx9"))
+
+
+is_cdna.__triton_builtin__ = True
+
+
+@triton.jit
+def everyone_stored():
+    """Return when all that the threads of this program stored is seen by whoever sees what one of them releases next.
+
+    A barrier promises so much, but not on CDNA: a wave comes to it with stores under way, and waits for its own alone.
+    """
+    if is_cdna():
+        tl.inline_asm_elementwise("s_waitcnt vmcnt(0)", "=v,0", [tl.program_id(0)], tl.int32, is_pure=False, pack=1)
+    tl.debug_barrier()
+
+
 @triton.jit
 def is_last(counter, expected):
     """Whether `expected` programs are here, this one the last: it then sees all that they stored before."""
-    tl.debug_barrier()
+    everyone_stored()
     last = tl.atomic_add(counter, 1, sem="acq_rel") == expected - 1
     if last:
         tl.atomic_xchg(counter, 0, sem="relaxed")
@@ -83,7 +103,7 @@ def flags_of(counters, block, blocks, BLOCK_K: tl.constexpr):
 @triton.jit
 def release(counters, block, blocks, chunks, but, BLOCK_K: tl.constexpr):
     """Raise the flags of all chunks of a block `but` one: they then see all that this program stored or saw before."""
-    tl.debug_barrier()
+    everyone_stored()
     k = tl.arange(0, BLOCK_K)
     tl.atomic_or(flags_of(counters, block, blocks, BLOCK_K) + k, 1, (k < chunks) & (k != but), sem="release")
 
