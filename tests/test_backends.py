@@ -10,6 +10,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from support import DEVICE, random
+from torch.testing._internal.two_tensor import TwoTensor
 
 import tritonbn
 from tritonbn import launch
@@ -116,6 +117,15 @@ def test_forward_mode_and_transforms_are_left_to_aten(used):
     )
     assert torch.func.vmap(normalize)(x.expand(2, 4, 3)).shape == (2, 4, 3)
     assert used()
+
+
+def test_classes_that_compute_for_themselves_are_left_to_aten(used):
+    """As DTensor does: it may have no memory of its own."""
+    first, second = random((4, 3)), random((4, 3), seed=1)
+    y = tritonbn.batch_norm(TwoTensor(first, second), None, None, training=True, activation="relu")
+    for mine, x in ((y.a, first), (y.b, second)):
+        torch.testing.assert_close(mine, F.batch_norm(x, None, None, training=True).relu())
+    assert not used(TwoTensor(first, second))
 
 
 def test_environment(used, monkeypatch):

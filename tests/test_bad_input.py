@@ -48,8 +48,10 @@ CASES = {
     "eps 0 in training": (dict(eps=0.0), ValueError, "positive, got 0.0"),
     "weight of two axes": (dict(weight=ones(3, 2)), RuntimeError, r"3 elements.* got 6 in shape \(3, 2\)"),
     "one value a channel": (dict(input=ones(1, 3, 1)), ValueError, r"more than 1 value .* got .*\(1, 3, 1\)"),
+    "training as a word": (dict(training="False"), TypeError, "training to be a bool, got str"),
+    "training as a number": (dict(training=1), TypeError, "training to be a bool, got int"),
     "half weight": (dict(weight=ones(3, dtype=torch.float16)), RuntimeError, "torch.float32.*got torch.float16"),
-    "double bias": (dict(bias=ones(3, dtype=torch.float64)), RuntimeError, "torch.float32.*got torch.float64"),
+    "double bias": (dict(bias=ones(3, dtype=torch.float64)), RuntimeError, "dtype, torch.float32, got torch.float64"),
     "integer buffers": (
         dict(running_mean=ones(3, dtype=torch.int64), running_var=ones(3, dtype=torch.int64)),
         RuntimeError,

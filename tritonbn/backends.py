@@ -42,10 +42,11 @@ class backend(Block):
     - "aten": every tensor goes to torch's own operations.
 
     Outside of it the environment variable TRITONBN_BACKEND decides, "auto" if unset. A backward pass runs where its
-    forward pass ran. Inside torch.func's transforms, under forward-mode differentiation, among fake tensors and while
-    torch.jit traces ATen computes, whatever the name. What torch.compile and torch.export trace leaves evaluation to
-    ATen, unless the name is "triton"; a block has to be around the compiled call, not in it. ValueError for any other
-    name, TypeError where a coroutine or a generator is decorated.
+    forward pass ran. Inside torch.func's transforms, under forward-mode differentiation, among fake tensors, of classes
+    that compute operations themselves (DTensor) and while torch.jit traces ATen computes, whatever the name. What
+    torch.compile and torch.export trace leaves evaluation to ATen, unless the name is "triton"; a block has to be
+    around the compiled call, not in it. ValueError for any other name, TypeError where a coroutine or a generator is
+    decorated.
     """
 
     chosen = _chosen
@@ -67,6 +68,8 @@ def uses_kernels(x: torch.Tensor) -> bool:
         return False
     if (number_of_modes() and is_recorded()) or traced_state() is not None:
         return False
+    if x.__class__ is not torch.Tensor and dispatches(x):
+        return False
     chosen = _chosen.get()
     if chosen:
         name = chosen[-1]
@@ -75,6 +78,11 @@ def uses_kernels(x: torch.Tensor) -> bool:
     if name == "auto":
         return x.is_cuda or x.is_xpu or (INTERPRETED and x.is_cpu)
     return name == "triton"
+
+
+def dispatches(x: torch.Tensor) -> bool:
+    """Whether its class computes torch's operations itself, and may have no memory that a kernel could read."""
+    return type(x).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
 
 
 def is_recorded() -> bool:

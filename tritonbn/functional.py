@@ -80,7 +80,7 @@ def batch_norm(
         merged). An empty input gives an empty output, and leaves running_mean and running_var alone.
 
     Raises:
-        TypeError: an argument that is not a tensor, a number or a process group where one is needed.
+        TypeError: an argument that is not a tensor, a number, a bool or a process group where one is needed.
         NotImplementedError: an input dtype or layout other than those named.
         ValueError: eps out of its range; a correction that is neither 0 nor 1; one value a channel in training with
             correction 1; one running buffer without the other; an unknown activation; momentum None without
@@ -90,6 +90,8 @@ def batch_norm(
 
     Every error is raised before a buffer is touched.
     """
+    if training is not True and training is not False:
+        raise TypeError(f"batch_norm: expected training to be a bool, got {type(training).__name__}")
     if process_group is not None and training and (group := distributed.sharing(process_group)) is not None:
         return synchronized(
             Arguments(
@@ -101,11 +103,11 @@ def batch_norm(
     if is_compiling():
         return traced(
             Arguments(
-                input, running_mean, running_var, weight, bias, bool(training), momentum, eps, axis, correction,
+                input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction,
                 residual, activation, negative_slope, num_batches_tracked,
             )
         )  # fmt: skip
-    case, problem, training = None, None, bool(training)
+    case, problem = None, None
     try:
         if uses_kernels(input):
             key = (
@@ -548,4 +550,5 @@ def check_vector(function: str, name: str, vector: Tensor, input: Tensor, channe
     if vector.device != input.device:
         raise RuntimeError(f"{function}: expected {name} on the input's device {input.device}, got {vector.device}")
     if vector.dtype != input.dtype and vector.dtype != torch.float32:
-        raise RuntimeError(f"{function}: expected {name} of dtype {input.dtype} or torch.float32, got {vector.dtype}")
+        dtypes = " or ".join(map(str, dict.fromkeys((input.dtype, torch.float32))))
+        raise RuntimeError(f"{function}: expected {name} of the input's dtype, {dtypes}, got {vector.dtype}")
