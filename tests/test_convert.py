@@ -202,9 +202,9 @@ def test_activation():
     x = random((4, 3, 2, 2))
     expected = nn.BatchNorm2d(3).to(DEVICE)(x)
     for module, is_turned in zip(model, (True, False, True, False), strict=True):
-        module(x)  # torch runs the first call of a lazy module by the forward that it had before
         wanted = nn.functional.leaky_relu(expected, 0.2) if is_turned else expected
         torch.testing.assert_close(module(x), wanted, rtol=1e-5, atol=1e-5)
+        assert module.num_batches_tracked == 1
         assert ("activation=leaky_relu, negative_slope=0.2" in repr(module)) == is_turned
 
 
@@ -243,9 +243,16 @@ def test_convert_sync_of_lazy_ones_and_of_others():
     model = nn.Sequential(nn.LazyBatchNorm2d(), tritonbn.convert(nn.LazyBatchNorm2d()), Own(3)).to(DEVICE)
     with pytest.warns(UserWarning, match="convert_sync: left 2 as it is, since Own has its own forward"):
         tritonbn.convert_sync(model)
+    assert isinstance(model[0], nn.LazyBatchNorm2d)
     model(random((2, 3, 2, 2)))
     assert [type(norm) for norm in model] == [tritonbn.SyncBatchNorm, tritonbn.SyncBatchNorm, Own]
     assert repr(model[0]) == repr(nn.SyncBatchNorm(3))
+
+
+def test_convert_sync_of_lazy_ones_that_are_initialized():
+    model = tritonbn.convert(nn.Sequential(nn.LazyBatchNorm2d())).to(DEVICE)
+    model(random((2, 3, 2, 2)))
+    assert tritonbn.convert_sync(tritonbn.convert_sync(model), "a group")[0].process_group == "a group"
 
 
 def test_a_synchronized_batch_norm_is_torchs():

@@ -176,6 +176,7 @@ def training(rank, directory):
                 seen[name, among] = shared(layer, rank, group)
     seen["model"] = model_of_all(rank)
     seen["evaluation"], seen["refused"], seen["around"] = evaluation(rank), refused(rank), around(rank)
+    seen["lazy"] = first_call(rank)
     torch.save(seen, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -192,6 +193,13 @@ def model_of_all(rank):
         called(part(LAYERS["images"], rank, 0)).square().mean().backward()
     gradients = [parameter.grad for parameter in converted.parameters()]
     return {"gradients": gradients, "buffers": list(converted.buffers()), "calls": calls}
+
+
+def first_call(rank):
+    """Output and buffers of the call that initializes a lazy batch norm."""
+    lazy = tritonbn.convert(nn.LazyBatchNorm2d(dtype=torch.float64), activation="relu")
+    y = tritonbn.convert_sync(lazy)(part(LAYERS["images"], rank, 0))
+    return [y.detach(), *lazy.buffers()]
 
 
 def evaluation(rank):
@@ -316,6 +324,14 @@ def test_a_converted_model_in_parallel(seen):
         assert_near(found["buffers"], list(whole.buffers()), UNITS)
         assert found["calls"]["run"] == 4
         assert found["calls"][ALL_GATHER] == 1
+
+
+def test_the_first_call_of_a_lazy_one_is_synchronized(seen):
+    whole = nn.BatchNorm2d(2, dtype=torch.float64)
+    y = whole(torch.cat([part(LAYERS["images"], rank, 0) for rank in range(PROCESSES)])).relu()
+    assert_near(torch.cat([each["lazy"][0] for each in seen]), y.detach(), UNITS)
+    for each in seen:
+        assert_near(each["lazy"][1:], list(whole.buffers()), UNITS)
 
 
 def test_nothing_is_exchanged_in_evaluation(seen):

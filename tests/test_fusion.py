@@ -330,6 +330,12 @@ def its_input_changes_by_its_own_name(self, x, r):
     return y + r
 
 
+def its_buffers_are_read_in_between(self, x, r):
+    y = self.bn(self.conv(x))
+    r = self.reader(r)
+    return y + r
+
+
 def it_is_called_in_between(self, x, r):
     y = self.bn(self.conv(x))
     r = self.shared(r)
@@ -350,6 +356,7 @@ UNFUSED = {
     "what it reads changes": what_it_reads_changes,
     "its input changes by its own name": its_input_changes_by_its_own_name,
     "it is called in between": it_is_called_in_between,
+    "its buffers are read in between": its_buffers_are_read_in_between,
 }
 
 
@@ -357,7 +364,9 @@ def parts():
     """A batch norm, and modules to call around it."""
     norm = bn()
     shared = written(lambda self, x: self.bn(x * 2), bn=norm)
-    return dict(bn=norm, conv=nn.Conv2d(4, 4, 1), same=written(lambda self, x: x), shared=shared)
+    reader = written(lambda self, x: x * self.norm.running_mean.sum())
+    vars(reader)["norm"] = norm  # not as a child
+    return dict(bn=norm, conv=nn.Conv2d(4, 4, 1), same=written(lambda self, x: x), shared=shared, reader=reader)
 
 
 @pytest.mark.parametrize("forward", UNFUSED.values(), ids=UNFUSED)
@@ -398,6 +407,15 @@ def test_a_shared_batch_norm_has_each_calls_own_epilogue(calls):
     with tritonbn.backend("aten"):
         torch.testing.assert_close(fused.bn(images()), model.bn(images()))
     assert calls == [PLAIN]
+
+
+def test_a_shared_batch_norm_sees_its_inputs_in_order():
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        r = F.relu(self.bn(x))
+        return y + r
+
+    fuse_and_check(written(forward, bn=bn(), conv=nn.Conv2d(4, 4, 1)), images())
 
 
 def test_half_precision(calls):
@@ -575,6 +593,179 @@ def test_what_a_record_would_leave_out(forward):
     torch.testing.assert_close(tree_leaves((fused.last, fused.seen)), leaves)
 
 
+def with_frozen_statistics(self, x):
+    self.bn.eval()
+    return F.relu(self.bn(self.conv(x)))
+
+
+def with_frozen_statistics_by_name(self, x):
+    y = F.relu(self.bn(self.conv(x)))
+    nn.Module.train(self.bn, False)
+    return y * 2
+
+
+def drops(self, x):
+    self.drop.train()
+    return self.drop(F.relu(self.bn(x)))
+
+
+def decays(self, x):
+    self.bn.momentum *= 0.5
+    return F.relu(self.bn(x))
+
+
+def freezes(self, x):
+    self.conv.requires_grad_(False)
+    return F.relu(self.bn(self.conv(x)))
+
+
+def freezes_by_name(self, x):
+    nn.Module.requires_grad_(self, False)
+    return F.relu(self.bn(self.conv(x)))
+
+
+def counts_elsewhere(self, x):
+    self.settings.scale += 1
+    return F.relu(self.bn(x)) * self.settings.scale
+
+
+def appends_elsewhere(self, x):
+    y = F.relu(self.bn(x))
+    self.settings.seen.append(1)
+    return y * len(self.settings.seen)
+
+
+def grows(self, x):
+    self.layers.append(nn.Identity())
+    return F.relu(self.bn(x)) * len(self.layers)
+
+
+def by_a_method_of_before(self, x):
+    return F.relu(self.bn(x)) * self.settings.method()
+
+
+def hides_an_error(self, x):
+    y = F.relu(self.bn(x))
+    try:
+        self.bn.momentum = 0.5
+    except Exception:
+        return y * 2
+    return y
+
+
+CHANGING_PARTS = {
+    "eval()": with_frozen_statistics,
+    "train(False) by the class": with_frozen_statistics_by_name,
+    "dropout in evaluation": drops,
+    "momentum": decays,
+    "requires_grad": freezes,
+    "requires_grad by the class": freezes_by_name,
+    "an attribute": counts_elsewhere,
+    "a list": appends_elsewhere,
+    "children": grows,
+    "a method of another": by_a_method_of_before,
+    "in try": hides_an_error,
+    "phase": lambda self, x: F.relu(self.bn(x)) * (2 if self.bn.training else 3),
+    "type": lambda self, x: F.relu(self.bn(x)) * (2 if type(self.conv) is nn.Conv2d else 3),
+}
+
+
+def increase(self):
+    self.scale += 1
+    return self.scale
+
+
+def with_settings(forward):
+    settings = written(None, scale=2.0, seen=[])
+    settings.method = MethodType(increase, settings)
+    layers = nn.ModuleList([nn.Identity()])
+    parts = dict(conv=nn.Conv2d(4, 4, 1), drop=nn.Dropout(), settings=settings, layers=layers)
+    return written(forward, bn=bn(), **parts)
+
+
+def state_of(model):
+    """All that a model has, as far as it can be printed."""
+    attributes = [{name: each for name, each in vars(part).items() if name != "_programs"} for part in model.modules()]
+    return repr((attributes, [(p.requires_grad, p.grad) for p in model.parameters()]))
+
+
+@pytest.mark.parametrize("forward", CHANGING_PARTS.values(), ids=CHANGING_PARTS)
+def test_what_a_forward_does_to_its_parts(forward):
+    """Is done at each call, and not by convert, which leaves all as it was."""
+    model = tritonbn.convert(with_settings(forward))
+    before = state_of(model)
+    tritonbn.convert(model, fuse=True)
+    assert state_of(model) == before
+    model = with_settings(forward)
+    fused = fuse_and_check(model, images())
+    assert fused.settings.seen == model.settings.seen
+    model.bn.eval(), fused.bn.eval()
+    with tritonbn.backend("aten"):
+        results = [outcome(each, [images()], {})[1:] for each in (fused, model)]
+    torch.testing.assert_close(*results)
+
+
+class Tally:
+    calls = 0
+
+
+CALLS, CALLED = 0, [0]
+
+
+def called():
+    global CALLS
+    CALLS += 1
+
+
+def counts_by_an_attribute(self, x):
+    Tally.calls += 1
+    return F.relu(self.bn(x))
+
+
+def counts_in_a_list(self, x):
+    CALLED[0] += 1
+    return F.relu(self.bn(x))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        counts_by_an_attribute,
+        counts_in_a_list,
+        lambda self, x: (called(), F.relu(self.bn(x)))[1],
+        lambda self, x: (print("."), F.relu(self.bn(x)))[1],
+    ],
+    ids=["attribute", "list", "global", "print"],
+)
+def test_what_a_forward_does_elsewhere(forward, capsys):
+    """Is done once a call, and not by convert."""
+
+    def done():
+        return Tally.calls + CALLS + CALLED[0] + len(capsys.readouterr().out.split())
+
+    before = done()
+    fused = tritonbn.convert(written(forward, bn=bn()), fuse=True)
+    assert done() == before
+    with tritonbn.backend("aten"):
+        fused(images(dtype=torch.float32))
+    assert done() == before + 1
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: F.relu(self.bn(x)) * (2 if torch.is_autocast_enabled("cpu") else 3),
+        torch.autocast("cpu", enabled=False)(lambda self, x: F.relu(self.bn(x)) @ x.mT),
+    ],
+    ids=["asked", "decorated"],
+)
+def test_autocast_of_the_caller(forward):
+    model = written(forward, bn=bn())
+    fused = fuse_and_check(model, images())
+    with torch.autocast("cpu", torch.bfloat16), tritonbn.backend("aten"):
+        check_same(model.float(), fused.float(), images(dtype=torch.float32), tolerance=1e-5)
+
+
 def test_convert_draws_no_random_numbers():
     model = written(draws, bn=bn())
     model.noise = nn.Sequential(bn(), nn.ReLU(), written(AS_WRITTEN["random tensors"], bn=bn()))
@@ -678,14 +869,42 @@ def with_anothers_tensors(self, x):
             SimpleNamespace(scale=2),
             lambda o: setattr(o, "scale", 3),
         ),
+        (
+            lambda self, x: F.relu(self.bn(x)) * self.other.scale,
+            written(None, scale=2),
+            lambda o: setattr(o, "scale", 3),
+        ),
     ],
-    ids=["a module", "no module"],
+    ids=["a module", "no module", "a module without tensors"],
 )
 def test_settings_of_other_objects(forward, other, change):
     """Read where a module's tensors are read too, or of what is no module: a record would not see them change."""
     model = written(forward, bn=bn(), other=other)
     fused = fuse_and_check(model, images())
     change(model.other), change(fused.other)
+    with tritonbn.backend("aten"):
+        check_same(model, fused, images())
+
+
+def through_a_part(self, x):
+    y = self.part.act(self.part.bn(x)) * self.part.scale
+    return y if self.part.extra is None else self.part.extra(y)
+
+
+CHANGES_OF_A_PART = {
+    "an attribute": lambda m: setattr(m.part, "scale", 3),
+    "a child": lambda m: setattr(m.part, "extra", nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_A_PART.values(), ids=CHANGES_OF_A_PART)
+def test_parts_of_parts(change):
+    """Are fused as a module's own, and may change as those."""
+    model = written(through_a_part, part=written(None, bn=bn(), act=nn.ReLU(), scale=2, extra=None))
+    fused = fuse_and_check(model, images())
+    assert "fused=[part.bn + relu]" in repr(fused)
+    compile_and_check(copy.deepcopy(model), images(), after=change)
+    change(model), change(fused)
     with tritonbn.backend("aten"):
         check_same(model, fused, images())
 
@@ -829,7 +1048,7 @@ def test_lazy_ones_once_they_are_initialized(calls):
     with tritonbn.backend("aten"):
         first, second = model(images(dtype=torch.float32)), model(images(dtype=torch.float32))
     torch.testing.assert_close(first, second)
-    assert calls == [(False, *RELU)]  # torch runs the first call of a lazy module by the forward it had before
+    assert calls == [PLAIN, (False, *RELU)]  # the module is another one once it is initialized
 
 
 class Doubled(tritonbn.BatchNorm2d):

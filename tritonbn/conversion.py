@@ -15,6 +15,9 @@ from .modules import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
     SyncBatchNorm,
     _KernelBatchNorm,
     check_activation,
@@ -33,8 +36,12 @@ COUNTERPARTS = {
     nn.SyncBatchNorm: SyncBatchNorm,
 }
 
-LAZY = {nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d}
-"""What becomes one of them."""
+LAZY = {
+    nn.LazyBatchNorm1d: LazyBatchNorm1d,
+    nn.LazyBatchNorm2d: LazyBatchNorm2d,
+    nn.LazyBatchNorm3d: LazyBatchNorm3d,
+}
+"""What becomes one of them at its first call."""
 
 NAMES_OF_AN_EMPTY_CLASS = {
     *("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__"),
@@ -49,8 +56,9 @@ def convert(
     """Turn every torch.nn.BatchNorm1d, 2d, 3d and SyncBatchNorm in a model into tritonbn's, in place; return the model.
 
     The modules stay the objects that they are, with their parameters, buffers, hooks and settings; only their class,
-    and so who computes, changes. Lazy ones follow when they are initialized. A subclass that adds nothing but a
-    constructor is turned too; one with a forward or anything else of its own is left alone, with a UserWarning.
+    and so who computes, changes. Lazy ones follow when they are initialized, by their first call. A subclass that adds
+    nothing but a constructor is turned too; one with a forward or anything else of its own is left alone, with a
+    UserWarning.
 
     Args:
         fuse: find with torch.fx where a batch norm of ours, turned now or before, is followed by a sum, by relu,
@@ -64,10 +72,16 @@ def convert(
     the objects that they are, with all in them, and their copies and pickles are fused too. Wherever a fused call could
     differ from the code, the code runs: with hooks on the batch norm or the activation; with a residual of another
     shape, dtype or device than the batch norm's input; with arguments that are no tensors, or given by name; after a
-    change of the attributes that its forward reads, or of its children; and for good where torch.fx cannot record all
-    that a forward does, such as control flow by data, types or random numbers, no_grad or autocast inside, and writing
-    to attributes. Call it again after changing anything else that a forward reads, such as a global variable; graphs of
-    torch.compile, in which each fused call is one operator, keep it as it was too.
+    change of the attributes that its forward reads, its children's included, or of its children; and for good where
+    torch.fx cannot record all that a forward does: control flow by data, types or random numbers; `with` and `except`;
+    writing to attributes, calling eval(), requires_grad_() and the like on a child, and reading a child's tensors;
+    global variables, unless they are functions, classes, modules or constants, and writing to any; print, and what the
+    modules logging, warnings, os, sys and time do; asking for autocast or tracing. Nothing of that is done by convert.
+
+    What a forward does or reads by way of Python modules other than these, of functions that are not written in Python,
+    or of an argument's mutable default, is not seen: it is done while convert runs, and then left as it was. Call it
+    again after changing that, or the value of a global constant; graphs of torch.compile, in which each fused call is
+    one operator, keep it as it was too.
 
     ValueError for an unknown activation, before anything is changed.
     """
@@ -118,6 +132,7 @@ def turnable(
 def become(module: _BatchNorm, kind: type[nn.Module]) -> None:
     """Let a module be of another class, now or when it is initialized."""
     if isinstance(module, _LazyNormBase):
+        module.__class__ = next(LAZY[each] for each in type(module).__mro__ if each in LAZY)
         module.cls_to_become = kind
     else:
         module.__class__ = kind
@@ -133,7 +148,7 @@ def own_names(module: _BatchNorm, known: type[nn.Module] | None) -> list[str]:
     """What keeps a module from being turned: what its class has and the known one has not, or a forward of its own."""
     if known is None:
         return ["forward"]
-    base = next(kind for kind in type(module).__mro__ if kind is known or kind in LAZY)
+    base = next(kind for kind in type(module).__mro__ if kind in (known, *LAZY, *LAZY.values()))
     derived = [kind for kind in type(module).__mro__ if kind not in base.__mro__]
     names = {name for kind in derived for name in vars(kind)} | ({"forward"} & vars(module).keys())
     return sorted(name for name in names if name not in NAMES_OF_AN_EMPTY_CLASS)

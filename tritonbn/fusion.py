@@ -152,7 +152,7 @@ def program_of(module: nn.Module, training: bool) -> Program:
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     if (written.__reduce__, written.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
         raise TraceError("a class with a way of its own to copy its objects")
-    graph, premises = record(module, written, training, defaults, is_entered)
+    graph, premises = record(module, training, defaults, is_entered, written_class)
     calls = fuse_graph(graph, module)
     code = graph.python_code("self")
     forward = type(fx.GraphModule(module, graph)).forward
@@ -208,17 +208,36 @@ def sum_after(norm: fx.Node, root: nn.Module) -> tuple[fx.Node | None, Callable[
 
 
 def can_wait(norm: fx.Node, node: fx.Node, root: nn.Module) -> bool:
-    """Whether a batch norm can be called as late as a node: nothing in between can change its input or itself."""
+    """Whether a batch norm can be called as late as a node: nothing in between can change its input or see itself."""
     if norm.next is node:
         return True
-    x, module = norm.args[0], root.get_submodule(norm.target)
-    parts = [root.get_submodule(node.target) for node in norm.graph.nodes if node.op == "call_module"]
+    x, nodes = norm.args[0], list(norm.graph.nodes)
     return (
-        sum(module in part.modules() for part in parts) == 1
+        sum(touches(each, root.get_submodule(norm.target), root) for each in nodes) == 1
+        and all(is_torchs(each, root) for each in nodes[nodes.index(norm) + 1 : nodes.index(node)])
         and sole_user(x) is norm
         and x.op == "call_module"
         and isinstance(root.get_submodule(x.target), (_ConvNd, nn.Linear))
     )
+
+
+def touches(node: fx.Node, module: nn.Module, root: nn.Module) -> bool:
+    """Whether a node is a call of a module, or reads it or its buffers."""
+    if node.op not in ("call_module", "get_attr"):
+        return False
+    value = functools.reduce(getattr, node.target.split("."), root)
+    return any(value is each for each in module.buffers()) or (
+        isinstance(value, nn.Module) and module in value.modules()
+    )
+
+
+def is_torchs(node: fx.Node, root: nn.Module) -> bool:
+    """Whether all code that a node calls is torch's or ours, which sees no other module's batch norm."""
+    functions = [node.target] if node.op == "call_function" else []
+    if node.op == "call_module":
+        functions = [part.forward for part in root.get_submodule(node.target).modules()]
+    packages = [(getattr(function, "__module__", None) or "").partition(".")[0] for function in functions]
+    return {"torch", "tritonbn", "_operator", "builtins"}.issuperset(packages)
 
 
 def activation_after(operand: fx.Node, root: nn.Module) -> tuple[type, tuple[Any, ...], tuple[tuple[str, Any], ...]]:

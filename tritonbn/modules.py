@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .functional import ACTIVATIONS, Activation, batch_norm
 
@@ -111,6 +112,26 @@ class BatchNorm3d(_KernelBatchNorm, nn.BatchNorm3d):
     ranks = (5,)
 
 
+class _LazyKernelBatchNorm(_LazyNormBase):
+    """A lazy batch norm of torch's whose first call is already that of the class that it becomes."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        # torch fetches this method, then initializes the module, which changes its class, then calls it
+        return self.cls_to_become.forward(self, *args, **kwargs)
+
+
+class LazyBatchNorm1d(_LazyKernelBatchNorm, nn.LazyBatchNorm1d):
+    """torch.nn.LazyBatchNorm1d that becomes a batch norm on the kernels."""
+
+
+class LazyBatchNorm2d(_LazyKernelBatchNorm, nn.LazyBatchNorm2d):
+    """torch.nn.LazyBatchNorm2d that becomes a batch norm on the kernels."""
+
+
+class LazyBatchNorm3d(_LazyKernelBatchNorm, nn.LazyBatchNorm3d):
+    """torch.nn.LazyBatchNorm3d that becomes a batch norm on the kernels."""
+
+
 class SyncBatchNorm(_KernelBatchNorm):
     """torch.nn.SyncBatchNorm on the kernels, for any input (N, C, ...): statistics over the batches of all processes.
 
@@ -177,4 +198,4 @@ def check_activation(name: str, activation: str | None) -> None:
 
 def future_class(module: nn.Module) -> type[nn.Module]:
     """The class that a module has, or will have once it is initialized."""
-    return getattr(module, "cls_to_become", None) or type(module)
+    return (isinstance(module, LazyModuleMixin) and module.cls_to_become) or type(module)

@@ -46,13 +46,17 @@ class Children:
     names: tuple[str, ...]
     modules: tuple[nn.Module | None, ...]
     inside: dict[str, Children]
-    """What is in the containers among them."""
+    """What is in the containers and the opened ones among them."""
 
     @staticmethod
-    def of(module: nn.Module) -> Children:
-        """Those of a module."""
+    def of(module: nn.Module, opened: set[str], prefix: str = "") -> Children:
+        """Those of a module, of which the forward has looked into the opened ones."""
         now = module._modules
-        inside = {name: Children.of(child) for name, child in now.items() if isinstance(child, CONTAINERS)}
+        inside = {
+            name: Children.of(child, opened, f"{prefix}{name}.")
+            for name, child in now.items()
+            if isinstance(child, CONTAINERS) or prefix + name in opened
+        }
         return Children(tuple(now), tuple(now.values()), inside)
 
     def are_still(self, module: nn.Module) -> bool:
@@ -67,10 +71,10 @@ class Children:
 
 @dataclass(frozen=True)
 class Premises:
-    """What a record takes for granted of its module."""
+    """What a record takes for granted of its module and of what is in it."""
 
-    reads: dict[str, Any]
-    """What the forward has found under the names that it has read, children apart."""
+    reads: dict[str, dict[str, Any]]
+    """By the name of a module, what the forward has found under the names that it has read there, children apart."""
     children: Children
     entered: list[str]
     """Names of modules whose calls are not nodes of the record."""
@@ -78,10 +82,15 @@ class Premises:
     def hold(self, module: nn.Module) -> bool:
         """Whether all of it is still so: asked by reading attributes, for which torch.compile has guards."""
         return (
-            all(same(getattr(module, name, Missing), before) for name, before in self.reads.items())
-            and self.children.are_still(module)
+            self.children.are_still(module)
+            and all(are_found(module.get_submodule(name), reads) for name, reads in self.reads.items())
             and not any(altered(module.get_submodule(name)) for name in self.entered)
         )
+
+
+def are_found(module: nn.Module, reads: dict[str, Any]) -> bool:
+    """Whether a module has what was read of it."""
+    return all(same(getattr(module, name, Missing), before) for name, before in reads.items())
 
 
 def snapshot(value: Any) -> Any:
