@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -68,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how = made.add_argument_group("how")
     how.add_argument("--steps", type=steps, metavar="N", help="of each training; 0 for none (default: what suits)")
-    how.add_argument("--limit", type=float, default=180, metavar="S", help="seconds a provider may be silent (180)")
+    how.add_argument("--limit", type=seconds, default=180, metavar="S", help="seconds a provider may be silent (180)")
     how.add_argument("--target", metavar="GPU", help="to compile for (default: the one here, or H100)")
     out = made.add_argument_group("output")
     out.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where files go (report)")
@@ -81,6 +82,14 @@ def steps(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """A positive number."""
+    found = float(text)
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    return found
 
 
 def chosen(arguments: argparse.Namespace) -> list[Case]:

@@ -14,7 +14,7 @@ import pytest
 import tomllib
 import torch
 from rich.progress import Progress
-from support import DEVICE, lose_the_gpu
+from support import DEVICE, NO_GPU, lose_the_gpu
 
 import tritonbn
 from tritonbn import backends, cli, inspection, selection, store, sweep, timings
@@ -67,7 +67,7 @@ def task(mode="forward"):
 
 def command(*arguments, **environment):
     """The real command, in a process of its own."""
-    environment = os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""} | environment
+    environment = os.environ | NO_GPU | {"TRITON_INTERPRET": "0"} | environment
     started = [sys.executable, "-m", "tritonbn.cli", *arguments]
     return subprocess.run(started, env=environment, capture_output=True, text=True, check=False)
 
@@ -486,6 +486,14 @@ def test_info(interpret, cache, tmp_path):
     assert (kernels["what"], kernels["files"], kernels["bytes"]) == ("compiled kernels", 1, 4)
 
 
+@pytest.mark.parametrize("below", ["", "timings"])
+def test_a_file_is_no_directory_that_can_be_written(below, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "file" / below))
+    assert cli.main(["info", "--json"]) == OK
+    assert [found["writable"] for found in json.loads(capsys.readouterr().out)["caches"][:2]] == [False, True]
+
+
 UNUSABLE = [
     RuntimeError("Failed to find C compiler. Please specify via CC."),
     subprocess.CalledProcessError(1, ["[/usr/bin/gcc]", "cuda_utils.c"]),
@@ -679,6 +687,14 @@ def test_inspect_in_the_interpreter_says_what_to_do():
     done = command("inspect", TRITON_INTERPRET="1")
     assert (done.returncode, done.stdout) == (USAGE, "")
     assert "unset TRITON_INTERPRET" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["info", "info --json", "cache show", "tune --model-only --suite mlp --csv"])
+def test_where_nothing_can_be_printed(arguments):
+    with open("/dev/full", "w") as full:
+        started = [sys.executable, "-m", "tritonbn.cli", *arguments.split()]
+        done = subprocess.run(started, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (FAILED, "tritonbn: [Errno 28] No space left on device\n")
 
 
 def test_a_reader_that_has_seen_enough():

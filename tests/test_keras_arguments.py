@@ -17,9 +17,12 @@ BAD = {
     "mode text": ({"mode": "1"}, ValueError, "0, 1 or 2, got '1'"),
     "epsilon 0": ({"epsilon": 0}, ValueError, "epsilon to be positive, got 0"),
     "epsilon below": ({"epsilon": -1e-3}, ValueError, "got -0.001"),
+    "epsilon none": ({"epsilon": None}, ValueError, "epsilon to be positive, got None"),
+    "epsilon text": ({"epsilon": "a"}, ValueError, "got 'a'"),
     "epsilon nan": ({"epsilon": float("nan")}, ValueError, "got nan"),
     "momentum above": ({"momentum": 1.01}, ValueError, r"momentum to lie in \[0, 1\], got 1.01"),
     "momentum below": ({"momentum": -0.1}, ValueError, "got -0.1"),
+    "momentum none": ({"momentum": None}, ValueError, r"momentum to lie in \[0, 1\], got None"),
     "momentum nan": ({"momentum": float("nan")}, ValueError, "got nan"),
     "axis of a shape": ({"axis": 2, "input_shape": (3,)}, ValueError, r"axis in \[-2, 2\)"),
     "axis unknown": ({"axis": 0, "input_shape": (3,)}, ValueError, "known size along axis 0"),
@@ -27,7 +30,8 @@ BAD = {
     "mode 1": ({"mode": 1, "axis": 1, "input_shape": (3, 4)}, ValueError, "last axis, which mode 1 normalizes"),
     "axis no integer": ({"axis": 1.5}, TypeError, "integer"),
     "one weight": ({"weights": [np.ones(3)]}, ValueError, r"\[gamma, beta\] or .* got 1 arrays"),
-    "weights no list": ({"weights": 5}, ValueError, "got 5 arrays"),
+    "weights no list": ({"weights": 5}, ValueError, "got 5$"),
+    "weights no axes": ({"weights": np.array(5)}, ValueError, r"got array\(5\)"),
     "weights text": ({"weights": "ab"}, ValueError, "gamma to be an array of numbers, got 'a'"),
     "three weights": ({"weights": [np.ones(3)] * 3}, ValueError, "got 3 arrays"),
     "weights of a shape": (
@@ -42,8 +46,11 @@ BAD = {
     "beta_regularizer": ({"beta_regularizer": {"name": "l3", "l1": 1.0}}, ValueError, "Invalid regularizer: l3"),
     "regularizer no name": ({"beta_regularizer": 0.1}, ValueError, "Invalid regularizer: 0.1"),
     "regularizer without name": ({"beta_regularizer": {"l1": 0.1}}, ValueError, "Invalid regularizer: {'l1': 0.1}"),
-    "regularizer key": ({"beta_regularizer": {"name": "l1l2", "l3": 0.1}}, TypeError, "l3"),
+    "regularizer key": ({"beta_regularizer": {"name": "l1l2", "l3": 0.1}}, TypeError, "expected l1 and l2, got l3"),
+    "regularizer of one key": ({"gamma_regularizer": {"name": "l1", "l1": 0.1, "foo": 3}}, TypeError, "got foo$"),
+    "regularizer l": ({"gamma_regularizer": {"name": "l1l2", "l": 0.1}}, TypeError, "got l$"),
     "unknown keyword": ({"scale": True}, TypeError, "scale"),
+    "keyword of other layers": ({"input_dim": 3}, TypeError, "input_dim"),
 }
 
 
@@ -199,6 +206,33 @@ def test_config_through_json(mode, regularizer):
     assert not twin.gamma.requires_grad
     assert twin.gamma.shape == (5,)
     assert (config["name"], config["trainable"], config["epsilon"], config["momentum"]) == ("norm", False, 1e-4, 0.8)
+
+
+KERAS = {
+    "name": "batchnormalization_7",
+    "trainable": True,
+    "batch_input_shape": [None, 5],
+    "input_dtype": "float32",
+    "epsilon": 0.001,
+    "mode": 0,
+    "axis": -1,
+    "momentum": 0.99,
+    "gamma_regularizer": {"name": "L1L2Regularizer", "l1": 0.0, "l2": 0.01},
+    "beta_regularizer": None,
+}
+"""As Keras 1.2 writes the first layer of a model."""
+
+
+def test_a_config_of_keras():
+    layer = BatchNormalization.from_config(KERAS)
+    assert layer.gamma.shape == (5,)
+    assert layer.get_config() == KERAS | {"gamma_init": "one", "beta_init": "zero"}
+    assert "input_dtype" not in BatchNormalization(input_dtype="float32").get_config(), "it goes with a shape"
+
+
+@pytest.mark.parametrize("shape", [{"input_shape": np.array([4, 3])}, {"batch_input_shape": (None, *np.int64([4, 3]))}])
+def test_shapes_of_numpys_numbers(shape):
+    assert json.loads(json.dumps(BatchNormalization(**shape).get_config()))["batch_input_shape"] == [None, 4, 3]
 
 
 def test_config_of_defaults():

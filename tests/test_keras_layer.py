@@ -234,6 +234,58 @@ def test_state_dict_between_built_and_unbuilt():
         layer(input_shape=(4,)).load_state_dict(source.state_dict())
 
 
+def loaded(how):
+    """An unbuilt layer into which the thirds of a float64 layer were loaded."""
+    source, target = layer(input_shape=(3,), dtype=torch.float64), BatchNormalization()
+    arrays = [np.full(3, n / 3) for n in range(1, 5)]
+    source.set_weights(arrays)
+    if how == "keras":
+        load_keras_weights(target, *arrays)
+    elif how == "set_weights":
+        target.set_weights(source.get_weights())
+    else:
+        target.load_state_dict(source.cpu().state_dict(), assign=how == "assign")
+    return target.to(DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("how", ["state_dict", "assign", "set_weights", "keras"])
+def test_what_is_loaded_keeps_its_precision_until_a_call_decides(how, dtype, monkeypatch):
+    module, exact = loaded(how), [np.full(3, n / 3) for n in range(1, 5)]
+    gamma = module.gamma
+    assert unchanged(module, exact)
+    with pytest.raises(NotImplementedError):
+        module(random((4, 3)).long())
+    with monkeypatch.context() as broken:
+        broken.setattr("tritonbn.launch.Plan.run", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            module.eval()(random((4, 3), dtype))
+    assert unchanged(module, exact), "a call that fails decides nothing"
+    assert module(random((4, 3), dtype)).dtype == dtype
+    decided = np.float64 if dtype == torch.float64 else np.float32
+    assert unchanged(module, [array.astype(decided) for array in exact])
+    assert {v.dtype for v in module.state_dict().values()} == {getattr(torch, decided.__name__)}
+    assert module.gamma is gamma
+
+
+def test_what_is_loaded_is_no_wider_than_it_was_or_may_be():
+    module = BatchNormalization()
+    module.set_weights(np.ones((4, 3), np.float32))
+    assert module.gamma.dtype == torch.float32
+    module = layer(dtype=torch.float32)
+    module.set_weights(np.ones((4, 3)))
+    assert module.gamma.dtype == torch.float32
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "unbuilt"])
+def test_a_call_takes_one_input(built):
+    module, x = layer(**({"input_shape": (3,)} if built else {})), random((4, 3))
+    for arguments, keywords, got in (((x,), {"training": True}, "1 by position, training"), ((), {}, "0 by position")):
+        with pytest.raises(TypeError, match=rf"expected one input \(train.* choose the phase\), got {got}"):
+            module(*arguments, **keywords)
+    assert module(input=x).shape == x.shape
+
+
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))], ids=["deepcopy", "pickle"]
 )

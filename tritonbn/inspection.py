@@ -13,7 +13,7 @@ import torch
 
 from . import targets
 from .configs import READ, WRITTEN, Work
-from .machine_code import nvidia_tool
+from .machine_code import nvidia_tool, read_resources
 from .problems import Problem, Task
 from .timed import describe_failure
 
@@ -74,6 +74,8 @@ def inspect(task: Task, config: Any) -> Inspection:
     with targets.compiling_for(task.device.arch) as launches:
         try:
             task.trial()(config)
+            for launch in launches:  # what cannot be read is no more use than what does not compile
+                read_resources(launch.key, launch.kernel)
         except Exception as error:
             return Inspection(task, config, (), describe_failure(error))
     return Inspection(task, config, tuple(launches))

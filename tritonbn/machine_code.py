@@ -19,6 +19,9 @@ from .devices import Device
 SASS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 """Access width by the suffix of an NVIDIA instruction; 4 without one."""
 
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+"""NVIDIA's programs that come with Triton."""
+
 AMD_BYTES = {"dwordx4": 16, "b128": 16, "dwordx3": 12, "b96": 12, "dwordx2": 8, "b64": 8, "dword": 4, "b32": 4}
 """Access width by the last word of an AMD instruction; 1 where it speaks of bytes, else 2."""
 
@@ -37,6 +40,8 @@ class Resources:
     """Load instructions from global memory, by bytes a thread and access."""
     stores: dict[int, int]
     """Store instructions to global memory, by bytes a thread and access."""
+    remark: str = ""
+    """Why loads and stores are those of the PTX, in the disassembler's words; empty if they are the machine code's."""
 
 
 def occupancy(resources: Resources, num_warps: int, device: Device) -> int:
@@ -59,22 +64,20 @@ def read_resources(key: str, kernel: str) -> Resources:
     files = get_cache_manager(key).get_group(f"{kernel}.json")
     shared = json.loads(Path(files[f"{kernel}.json"]).read_text())["shared"]
     if f"{kernel}.cubin" in files:
-        return read_sass(files[f"{kernel}.cubin"], shared)
+        return read_cubin(files[f"{kernel}.cubin"], Path(files[f"{kernel}.ptx"]).read_text(), shared)
     return read_amdgcn(Path(files[f"{kernel}.amdgcn"]).read_text(), shared)
 
 
-def read_sass(cubin: str, shared: int) -> Resources:
-    """NVIDIA: by the disassembler that comes with Triton."""
+def read_cubin(cubin: str, ptx: str, shared: int) -> Resources:
+    """NVIDIA: by the tools that come with Triton, whose disassembler knows some architectures no more, or not yet."""
     usage = nvidia_tool("cuobjdump", "-res-usage", cubin)
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
-    assembly = nvidia_tool("nvdisasm", "-c", "-ndf", cubin)
-    return Resources(
-        registers=registers,
-        spills=stack + local,
-        shared=shared,
-        loads=sass_widths(assembly, "LDG", "LDGSTS"),
-        stores=sass_widths(assembly, "STG"),
-    )
+    used = registers, stack + local, shared
+    try:
+        assembly = nvidia_tool("nvdisasm", "-c", "-ndf", cubin)
+    except RuntimeError as error:
+        return Resources(*used, *ptx_widths(ptx), f"access widths are the PTX's: {error}")
+    return Resources(*used, sass_widths(assembly, "LDG", "LDGSTS"), sass_widths(assembly, "STG"))
 
 
 def sass_widths(assembly: str, *instructions: str) -> dict[int, int]:
@@ -83,10 +86,27 @@ def sass_widths(assembly: str, *instructions: str) -> dict[int, int]:
     return count_widths(next((SASS_BYTES[part] for part in parts if part in SASS_BYTES), 4) for parts in suffixes)
 
 
+def ptx_widths(ptx: str) -> tuple[dict[int, int], dict[int, int]]:
+    """How often PTX loads from global memory, and stores, by the bytes that a thread moves."""
+    found = re.findall(r"\b(ld|st)\b[\w.:]*\.global[\w.:]*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx)
+    moved = [(direction, int(count or 1) * int(bits) // 8) for direction, count, bits in found]
+    moved += [("ld", int(width, 0)) for width in re.findall(r"\bcp\.async\.c[ag]\.[^;]*?\], (\w+)", ptx)]
+    return tuple(count_widths(width for kind, width in moved if kind == wanted) for wanted in ("ld", "st"))
+
+
 def nvidia_tool(name: str, *arguments: str) -> str:
-    """What a program of Triton's own wheel prints."""
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
+    """What a program of Triton's own wheel prints; RuntimeError with what it says if it fails."""
+    done = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} ended with {done.returncode}: {' '.join(done.stderr.split())}")
+    return done.stdout
+
+
+@lru_cache
+def is_assembled(arch: str) -> bool:
+    """Whether an assembler of Triton's wheel, which has one or two for NVIDIA, knows this; True if there is none."""
+    told = [nvidia_tool(program.name, "--help") for program in TOOLS.glob("ptxas*")]
+    return not told or any(f"'{arch}'" in each for each in told)
 
 
 def read_amdgcn(assembly: str, shared: int) -> Resources:

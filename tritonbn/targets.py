@@ -24,7 +24,7 @@ from .backends import backend
 from .devices import architecture, find, most_similar
 from .devices import assume as assume
 from .launch import INTERPRETED
-from .machine_code import Resources, code, read_resources
+from .machine_code import Resources, code, is_assembled, read_resources
 from .machine_code import occupancy as occupancy
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -82,15 +82,18 @@ class Launch:
 def target(name: str) -> GPUTarget:
     """The compiler's description of an architecture such as "sm_90", or of that of a GPU of the table such as "H100".
 
-    ValueError for any other name.
+    ValueError for any other name, and for an architecture that the compiler does not know: it would end the process.
     """
     device = find(name)
     arch = device.arch if device else name
-    if match := re.fullmatch(r"sm_(\d+)a?", arch):
+    if (match := re.fullmatch(r"sm_(\d+)a?", arch)) and is_assembled(f"sm_{match[1]}"):
         return GPUTarget("cuda", int(match[1]), 32)
     if match := re.fullmatch(r"gfx(9|1)[0-9a-f]+", arch):
         return GPUTarget("hip", arch, 64 if match[1] == "9" else 32)
-    raise ValueError(f"expected a GPU architecture like sm_90 or gfx942, got {name!r}; GPUs are those of devices.TABLE")
+    raise ValueError(
+        f"expected a GPU architecture like sm_90 or gfx942, got {name!r}; GPUs are those of devices.TABLE, "
+        "architectures those that the compiler knows"
+    )
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
-from tritonbn import cli, devices, inspection, launch, targets
+from tritonbn import cli, devices, inspection, launch, machine_code, targets
 from tritonbn.cli import output
 from tritonbn.cli.exits import FAILED, OK, USAGE
 from tritonbn.problems import Problem, Task
 from tritonbn.timings import choice
 
-ONE = ["--shape", "8,64,16,16", "--mode", "forward", "--dtype", "float16"]
+ONE = ["--target", "h100", "--shape", "8,64,16,16", "--mode", "forward", "--dtype", "float16"]
 
 
 def task(gpu="H100", mode="forward", shape=(8, 64, 16, 16), **options):
@@ -41,6 +41,55 @@ def test_what_is_shown_of_a_kernel(capsys, target, gpu, arch):
     assert row["narrowest"] in (1, 2, 4)
     assert row["modelled_seconds"] > row["floor_seconds"] == task(gpu).floor
     assert row["ratio"] == pytest.approx(row["modelled_seconds"] / row["floor_seconds"])
+
+
+@pytest.mark.parametrize("target", ["v100", "sm_75"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_where_there_is_no_disassembler_the_ptx_is_read(capsys, monkeypatch, target, dtype):
+    """And what nvdisasm says is passed on; of sm_75 both say the same."""
+    given = [*ONE, "--target", target, "--dtype", dtype]
+    (row,) = inspected(capsys, *given)["rows"]
+    assert (row["widest"], row["spills"], row["failure"]) == (16, 0, None)
+    assert 16 <= row["registers"] <= 255
+    assert row["remark"] is None or "PTX's: nvdisasm ended with 1: nvdisasm fatal : CUDA arch" in row["remark"]
+    machine_code.read_resources.cache_clear()
+    monkeypatch.setattr(machine_code, "nvidia_tool", refusing("nvdisasm"))
+    (again,) = inspected(capsys, *given)["rows"]
+    assert again.pop("remark") == "access widths are the PTX's: nvdisasm ended with 1: too old"
+    row.pop("remark")
+    assert again == row
+    assert cli.main(["inspect", *given]) == OK
+    assert "access widths are the PTX's: nvdisasm ended with 1: too old" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_cannot_be_read_is_a_failure(capsys, monkeypatch):
+    machine_code.read_resources.cache_clear()
+    monkeypatch.setattr(machine_code, "nvidia_tool", refusing("cuobjdump"))
+    (row,) = inspected(capsys, *ONE, code=FAILED)["rows"]
+    assert row["failure"] == "RuntimeError: cuobjdump ended with 1: too old"
+    monkeypatch.setattr(machine_code, "nvidia_tool", refusing("nvdisasm"))
+    monkeypatch.setattr(inspection, "nvidia_tool", machine_code.nvidia_tool)
+    assert cli.main(["inspect", *ONE, "--sass"]) == FAILED
+    printed = capsys.readouterr()
+    assert printed.err.endswith(" packed: nvdisasm ended with 1: too old\n")
+    assert printed.out == ""
+
+
+def refusing(refused, original=machine_code.nvidia_tool):
+    """A tool that ends as NVIDIA's do for an architecture of another time."""
+
+    def tool(name, *arguments):
+        if name == refused:
+            raise RuntimeError(f"{name} ended with 1: too old")
+        return original(name, *arguments)
+
+    return tool
+
+
+@pytest.mark.parametrize("device", devices.TABLE, ids=lambda device: device.name)
+def test_the_compiler_knows_the_gpus_of_the_table(device):
+    assert machine_code.is_assembled(device.arch) == (device.backend == "cuda")
+    assert devices.architecture(targets.target(device.arch)) == device.arch
 
 
 def test_the_numbers_are_the_machine_codes(capsys):
@@ -121,6 +170,7 @@ def test_code(capsys, target, kind, text):
         (["--ptx", "--json"], "--ptx prints code, which is neither JSON nor CSV"),
         (["--config", "nothing like it"], "there is no config with 'nothing like it' in it"),
         (["--target", "h800"], "expected a GPU (V100, "),
+        (["--target", "sm_999"], "an architecture that the compiler knows (sm_90, gfx942, ...), got 'sm_999'"),
     ],
 )
 def test_what_cannot_be_shown(capsys, arguments, message):
@@ -158,11 +208,12 @@ def test_what_was_compiled_ahead_is_found(monkeypatch, tmp_path):
     assert sorted(tmp_path.glob("*/*")) == before != []
 
 
-def test_the_model_with_compiled_registers(capsys):
-    arguments = ["tune", "--model-only", "--compile", "--top", "3", "--target", "a100", *ONE, "--json"]
+@pytest.mark.parametrize("gpu", ["A100", "V100"])
+def test_the_model_with_compiled_registers(capsys, gpu):
+    arguments = ["tune", "--model-only", "--compile", "--top", "3", *ONE, "--target", gpu, "--json"]
     assert cli.main(arguments) == OK
     (row,) = json.loads(capsys.readouterr().out)["rows"]
-    found = task("A100")
+    found = task(gpu)
     made = [inspection.inspect(found, config) for config in list(found.configs.values())[:3]]
     best = min(made, key=lambda each: each.modelled)
     assert row["best_seconds"] == best.modelled

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from support import NO_GPU
 
-from benchmarks import cases, compiled, host, modelled, report
+from benchmarks import cases, compiled, host, modelled, report, terminal
 from benchmarks.__main__ import main
 from benchmarks.cases import Selection
 from benchmarks.compiled import Compiled
@@ -58,6 +58,10 @@ def test_the_command_writes_a_report_and_compares_it(tmp_path):
         (["--target", "h101"], "expected one of V100"),
         (["--compare", "/nowhere.json"], "No such file"),
         (["--steps", "-1"], "expected a whole number from 0 on"),
+        (["--limit", "-1"], "expected a positive number of seconds, got '-1'"),
+        (["--limit", "0"], "expected a positive number of seconds, got '0'"),
+        (["--limit", "inf"], "expected a positive number of seconds, got 'inf'"),
+        (["--limit", "long"], "invalid seconds value: 'long'"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(options, message, tmp_path, monkeypatch, capsys):
@@ -86,9 +90,12 @@ def test_a_layer_compiled(layout):
 
 
 def test_a_layer_compiled_for_a_gpu_that_nvdisasm_does_not_know():
-    for each in compiled_stem("V100"):
+    found, out = compiled_stem("V100"), io.StringIO()
+    for each in found:
         assert (each.gpu, each.launches, each.access, each.failure) == ("V100", 1, 16, "")
         assert 32 <= each.registers <= 255
+    terminal.show_compiled(Report({}, compiled=found), Console(file=out))
+    assert out.getvalue().count(found[0].remark or "access:") == 1
 
 
 def test_narrow_access_and_two_launches_are_told():

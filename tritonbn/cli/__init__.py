@@ -29,15 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command_line().parse_args(given)
     arguments.given = given[1:]
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        print(end="", flush=True)  # so that what cannot be written is known here
+        return code
     except exits.ExitError as error:
         print(f"tritonbn: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("tritonbn: interrupted", file=sys.stderr)
         return exits.INTERRUPTED
-    except BrokenPipeError:  # whoever read stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # then whoever read stdout has seen enough
+            print(f"tritonbn: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in its buffer
         return exits.FAILED
 
 

@@ -12,7 +12,8 @@ from .. import devices, targets
 from ..devices import INTERPRETED, Device
 from .exits import FAILED, USAGE, ExitError
 
-NAMES = "a GPU (" + ", ".join(device.name for device in devices.TABLE) + ") or an architecture (sm_90, gfx942, ...)"
+GPUS = ", ".join(device.name for device in devices.TABLE)
+NAMES = f"a GPU ({GPUS}) or an architecture that the compiler knows (sm_90, gfx942, ...)"
 
 
 def place() -> torch.device | None:

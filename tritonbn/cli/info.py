@@ -134,6 +134,6 @@ def contents(what: str, directory: Path, pattern: str) -> dict[str, Any]:
         "what": what,
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
-        "writable": os.access(there, os.W_OK),
+        "writable": there.is_dir() and os.access(there, os.W_OK | os.X_OK),
         "path": str(directory),
     }

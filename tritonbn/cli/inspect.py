@@ -55,6 +55,7 @@ COLUMNS = (
     Column("floor_seconds", "floor us", microseconds),
     Column("ratio", "modelled/floor", "{:.2f}".format),
     Column("failure", left=True),
+    Column("remark", left=True, common=True),
 )
 
 NOTES = (
@@ -150,6 +151,7 @@ def of_launch(made: Inspection, launch: Launch) -> dict[str, Any]:
         "widest": widest,
         "narrowest": narrowest,
         "bytes_an_element": bytes_an_element(made.task.work, launch),
+        "remark": launch.resources.remark or None,
     }
 
 
@@ -159,5 +161,9 @@ def show_code(made: Inspection, kind: str) -> None:
     if made.failure:
         raise ExitError(FAILED, f"{of}: {made.failure}")
     for launch in made.launches:
+        try:
+            code = sass(launch) if kind == "sass" else launch.code(kind)
+        except RuntimeError as error:
+            raise ExitError(FAILED, f"{of}: {error}") from error
         print(f"// {of}: {launch.kernel}")
-        print(sass(launch) if kind == "sass" else launch.code(kind))
+        print(code)

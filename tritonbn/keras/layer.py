@@ -64,14 +64,16 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             or a callable of the vector; their terms are in `losses`.
         input_shape: without the batch axis; None where a size is unknown.
         batch_input_shape: with it.
+        input_dtype: a name such as "float32", which Keras has beside the shape: for get_config, and nothing else.
         name: for get_config; numbered by default.
         trainable: whether gamma and beta get gradients. The running vectors are updated in any case.
-        device, dtype: of the vectors. If a call builds them they follow its input to its device, and to float64.
+        device, dtype: of the vectors. If a call builds them they follow its input to its device, and to float64. What
+            is loaded into an unbuilt layer stays in float64, if it comes so, until the first call's input decides.
 
     Raises:
         ValueError: an argument outside of the values named here, in the constructor; a shape that does not fit, when it
             is known.
-        TypeError: an unknown keyword.
+        TypeError: an unknown keyword; a call with anything but one input.
 
     What else a call raises is told by tritonbn.batch_norm. After any exception the layer is as it was.
     """
@@ -90,6 +92,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         *,
         input_shape: Shape | None = None,
         batch_input_shape: Shape | None = None,
+        input_dtype: str | None = None,
         name: str | None = None,
         trainable: bool = True,
         device: torch.device | str | int | None = None,
@@ -97,14 +100,15 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"BatchNormalization: expected mode to be 0, 1 or 2, got {mode!r}")
-        if not epsilon > 0:
+        if not as_number(epsilon) > 0:
             raise ValueError(f"BatchNormalization: expected epsilon to be positive, got {epsilon!r}")
-        if not 0 <= momentum <= 1:
+        if not 0 <= as_number(momentum) <= 1:
             raise ValueError(f"BatchNormalization: expected momentum to lie in [0, 1], got {momentum!r}")
-        if weights is not None and not (hasattr(weights, "__len__") and len(weights) in (2, 4)):
+        count = operator.length_hint(weights, -1)
+        if weights is not None and count not in (2, 4):
             raise ValueError(
                 "BatchNormalization: expected weights to be [gamma, beta] or [gamma, beta, running_mean, running_std], "
-                f"got {len(weights) if hasattr(weights, '__len__') else weights!r} arrays"
+                f"got {repr(weights) if count < 0 else f'{count} arrays'}"
             )
         initializers.get(beta_init), initializers.get(gamma_init)
         with warnings.catch_warnings():
@@ -121,12 +125,14 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         self.name = f"batchnormalization_{next(_numbers)}" if name is None else name
         if batch_input_shape is None and input_shape is not None:
             batch_input_shape = (None, *input_shape)
-        self.batch_input_shape = None if batch_input_shape is None else tuple(batch_input_shape)
+        self.batch_input_shape = None if batch_input_shape is None else as_shape(batch_input_shape)
+        self.input_dtype = input_dtype
         self.rank: int | None = None
         given = () if weights is None else zip(VECTORS, weights, strict=False)
         self._initial_weights = {vector: as_vector(array, None, vector) for vector, array in given}
         self._follows_device = device is None
         self._follows_dtype = dtype is None
+        self._kept_wide: frozenset[str] = frozenset()  # vectors that are of float64, as loaded, until a call decides
         for vector in ("gamma", "beta"):
             setattr(self, vector, UninitializedParameter(requires_grad=trainable, device=device, dtype=dtype))
         for vector in ("running_mean", "running_std"):
@@ -135,21 +141,29 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             self.build(self.batch_input_shape)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The call of every module; if the one that builds the layer fails, even in a launch, it is unbuilt again."""
+        """The call of every module; if the one that builds the layer fails, even in a launch, it is unbuilt again.
+
+        TypeError for anything but one input.
+        """
         if torch.compiler.is_compiling():  # by then it is built: torch runs the hook that does so beforehand
             return super().__call__(*args, **kwargs)
-        lazy = {name: (type(v), v.data) for name in VECTORS if is_lazy(v := getattr(self, name))}
-        weights = self._initial_weights
+        if len(args) + len(kwargs) != 1 or kwargs.keys() - {"input"}:
+            raise TypeError(
+                "BatchNormalization: expected one input (train() and eval() choose the phase), "
+                f"got {', '.join([f'{len(args)} by position', *kwargs])}"
+            )
+        undecided = {n: (type(v), v.data) for n in VECTORS if is_lazy(v := getattr(self, n)) or n in self._kept_wide}
+        weights, kept_wide = self._initial_weights, self._kept_wide
         try:
             return super().__call__(*args, **kwargs)
         except BaseException:
-            for name, (kind, data) in lazy.items():
+            for name, (kind, data) in undecided.items():
                 vector = getattr(self, name)
                 vector.data, vector.__class__ = data, kind
-            if lazy and not hasattr(self, "_initialize_hook"):
+            if undecided and not hasattr(self, "_initialize_hook"):
                 self._initialize_hook = self.register_forward_pre_hook(self._infer_parameters, with_kwargs=True)
                 self._load_hook = self._register_load_state_dict_pre_hook(self._lazy_load_hook)
-            self._initial_weights = weights
+            self._initial_weights, self._kept_wide = weights, kept_wide
             raise
 
     def forward(self, input: Tensor) -> Tensor:
@@ -187,7 +201,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
 
     def initialize_parameters(self, input: Tensor) -> None:
         """Build the layer for its first input, if all is well with that."""
-        if not self.has_uninitialized_params():
+        if not self.has_uninitialized_params() and not self._kept_wide:
             return
         check_input("BatchNormalization", input)
         uses_kernels(input)  # raises if the environment names no backend
@@ -195,16 +209,21 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         vectors = {}
         for name in VECTORS:
             vector = getattr(self, name)
+            device, dtype = self._placement(name, input)
             if is_lazy(vector):
-                device, dtype = self._placement(vector, input)
                 vector = torch.empty(channels, device=device, dtype=dtype)
-            vectors[name] = vector
+            vectors[name] = vector.to(dtype) if name in self._kept_wide else vector
         gamma, beta, mean, variance = vectors.values()
         if self.mode == 1:
             check_sample(input, gamma, beta, self.epsilon)
         else:
             check_batch(input, mean, variance, gamma, beta, True, self.momentum, self.epsilon, self.axis, 0)
-        self._materialize(channels, input)
+        if self.has_uninitialized_params():
+            self._materialize(channels, input)
+        for name in self._kept_wide:
+            vector = getattr(self, name)
+            vector.data = vector.data.to(self._placement(name, input)[1])
+        self._kept_wide = frozenset()
 
     def channels_of(self, shape: Shape) -> int:
         """The size along `axis` of an input of this shape; ValueError if the layer cannot take one."""
@@ -230,14 +249,30 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             )
         return channels
 
-    def _placement(self, vector: Tensor, input: Tensor | None) -> tuple[torch.device, torch.dtype]:
-        """Where an unbuilt vector goes: to the input's device and float64, unless something else was asked for."""
+    def _placement(self, name: str, input: Tensor | None) -> tuple[torch.device, torch.dtype]:
+        """Where an undecided vector goes: to the input's device and float64, unless something else was asked for."""
+        vector = getattr(self, name)
         device, dtype = vector.device, vector.dtype
         if input is not None and self._follows_device and device.type == "cpu":
             device = input.device
-        if input is not None and self._follows_dtype and input.dtype == torch.float64:
-            dtype = torch.promote_types(dtype, torch.float64) if dtype == torch.float32 else dtype
+        is_open = dtype == torch.float32 or (dtype == torch.float64 and name in self._kept_wide)
+        if input is not None and self._follows_dtype and is_open:
+            dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         return device, dtype
+
+    def _keep_wide(self, loaded: Mapping[str, Tensor]) -> None:
+        """Let unbuilt vectors that follow the first call wait for it in float64 if what is loaded into them is that."""
+        for name, value in loaded.items():
+            vector = getattr(self, name)
+            is_open = self._follows_dtype and is_lazy(vector) and vector.dtype == torch.float32
+            if is_open and not is_lazy(value) and value.dtype == torch.float64:
+                vector.data = vector.data.double()
+                self._kept_wide |= {name}
+
+    def _lazy_load_hook(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Torch's, which gives unbuilt vectors the shapes of what is loaded."""
+        self._keep_wide({name: state_dict[prefix + name] for name in VECTORS if prefix + name in state_dict})
+        super()._lazy_load_hook(state_dict, prefix, *rest)
 
     def _materialize(self, channels: int, input: Tensor | None = None) -> None:
         """Turn unbuilt vectors into built ones, all values being there before the first is turned."""
@@ -245,7 +280,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         for name in VECTORS:
             vector = getattr(self, name)
             if is_lazy(vector):
-                vector.materialize((channels,), *self._placement(vector, input))
+                vector.materialize((channels,), *self._placement(name, input))
                 vector.data.copy_(values[name])
         self._initial_weights = {}
 
@@ -286,10 +321,11 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
                 f"BatchNormalization: expected {len(VECTORS)} arrays ({', '.join(VECTORS)}), got {len(weights)}"
             )
         channels = len(as_vector(weights[0], None, "gamma")) if is_lazy(self.gamma) else self.gamma.numel()
-        values = [as_vector(array, channels, name) for name, array in zip(VECTORS, weights, strict=True)]
+        values = {name: as_vector(array, channels, name) for name, array in zip(VECTORS, weights, strict=True)}
         if self.has_uninitialized_params():
+            self._keep_wide(values)
             self._materialize(channels)
-        for name, value in zip(VECTORS, values, strict=True):
+        for name, value in values.items():
             getattr(self, name).data.copy_(value)
 
     @property
@@ -318,6 +354,8 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         config: dict[str, Any] = {"name": self.name, "trainable": self.trainable}
         if self.batch_input_shape is not None:
             config["batch_input_shape"] = list(self.batch_input_shape)
+            if self.input_dtype is not None:
+                config["input_dtype"] = self.input_dtype
         config |= {"epsilon": self.epsilon, "mode": self.mode, "axis": self.axis, "momentum": self.momentum}
         config |= {"gamma_init": self.gamma_init, "beta_init": self.beta_init}
         for name in ("gamma_regularizer", "beta_regularizer"):
@@ -342,12 +380,24 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         return nn.Module._replicate_for_data_parallel(self)
 
 
+def as_number(value: Any) -> float:
+    """The value as a float; nan, which no limits hold, if it is no number."""
+    return float(value) if hasattr(value, "__float__") else float("nan")
+
+
+def as_shape(sizes: Shape) -> tuple[int | None, ...]:
+    """A shape of Python's own numbers."""
+    return tuple(None if size is None else operator.index(size) for size in sizes)
+
+
 def as_vector(values: Any, channels: int | None, name: str) -> Tensor:
     """A copy of an array or tensor as a vector (C,), any C if None; ValueError for another shape."""
     try:
-        vector = (
-            values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float64))
-        )
+        if isinstance(values, Tensor):
+            vector = values.detach().clone()
+        else:
+            array = np.array(values)
+            vector = torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.float64))
     except (TypeError, ValueError) as error:
         raise ValueError(f"BatchNormalization: expected {name} to be an array of numbers, got {values!r}") from error
     if vector.dim() != 1 or channels not in (None, len(vector)):

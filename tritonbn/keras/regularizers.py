@@ -74,7 +74,8 @@ def get(identifier: str | Mapping[str, Any] | Regularizer | None) -> Regularizer
             f"Invalid regularizer: {name or identifier} (expected None, a callable, a name of {', '.join(BY_NAME)}, "
             "or a dict of name, l1 and l2)"
         )
-    factors = {key: value for key, value in given.items() if key != "name"}
-    if factors.keys() <= {"l1", "l2"}:
-        return L1L2Regularizer(**(vars(BY_NAME[name]()) | factors))
-    return BY_NAME[name](**factors)
+    spelt = {"l": name} if name in ("l1", "l2") else {}
+    factors = {spelt.get(key, key): value for key, value in given.items() if key != "name"}
+    if unknown := factors.keys() - {"l1", "l2"}:
+        raise TypeError(f"regularizer {name}: expected l1 and l2, got {', '.join(sorted(map(str, unknown)))}")
+    return L1L2Regularizer(**(vars(BY_NAME[name]()) | factors))
