@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backends import innermost_transform
 from .geometry import describe
 from .launch import Plan, Strides, statistics_dtype, walkable_beside
 from .plans import Plans, reraise
@@ -51,7 +52,8 @@ class Case(Plans):
     def pattern(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """A tensor without memory, for others to be like it: what is kept must not hold on to a pool of a graph's."""
         pattern = torch.empty((), dtype=dtype, device=self.place).expand(shape)
-        pattern.untyped_storage().resize_(0)
+        if innermost_transform() is None:  # of torch.func, whose tensors have no storage that can be asked for
+            pattern.untyped_storage().resize_(0)
         return pattern
 
     def empty_vector(self, dtype: torch.dtype) -> Tensor:
