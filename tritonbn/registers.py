@@ -87,6 +87,9 @@ PIXELS = {"forward": 6, "backward": 16}
 REREAD = {"planes": (72, 0.4), "rows": (60, 0.66), "runs": (72, 0.58)}
 """Registers a thread that reads dy again, beside what it keeps of x, and for each element of that."""
 
+REREAD_LONG = {"rows": (60, 0.6), "runs": (72, 0.56)}
+"""The same of more than LONGEST elements; not Hopper's compiler."""
+
 REREAD_CONVERTED = 1.5
 """The latter if x is not packed."""
 
@@ -184,7 +187,9 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     """Of a resident program, so many elements a thread."""
     mode, layout, double = work.mode, work.read_by(config).layout, max(1, work.itemsize // 4)
     beside, element, least = (
-        reread_registers(work, config) if config.rereads else kept_registers(work, config, per_thread)
+        reread_registers(work, config, device, per_thread)
+        if config.rereads
+        else kept_registers(work, config, per_thread)
     )
     compiler = COMPILERS.get(device.arch, {}) if config.packed and not config.rereads else {}
     if better := compiler.get((mode, "pixels" if has_pixels(work, config) else layout)):
@@ -221,9 +226,12 @@ def kept_registers(work: Work, config: Config, per_thread: int) -> tuple[float, 
     return beside, HELD_ELEMENT[mode, layout, config.packed], least
 
 
-def reread_registers(work: Work, config: Config) -> tuple[float, float, float]:
+def reread_registers(work: Work, config: Config, device: Device, per_thread: int) -> tuple[float, float, float]:
     """The same where x alone is kept."""
-    beside, element = REREAD[work.read_by(config).layout]
+    layout = work.read_by(config).layout
+    beside, element = REREAD[layout]
+    if per_thread > LONGEST and device.arch != "sm_90":
+        beside, element = REREAD_LONG.get(layout, REREAD[layout])
     return beside * (DOUBLE_SPARE if work.itemsize > 4 else 1), element if config.packed else REREAD_CONVERTED, 0.0
 
 
