@@ -239,7 +239,7 @@ def fitted(config: Config, geometry: Geometry, itemsize: int) -> Config:
 
     No row is shorter than a byte of signs.
     """
-    if fold := geometry.folds(itemsize)[-1 if config.lanes else 0]:
+    if fold := geometry.folds(itemsize, signs=False)[-1 if config.lanes else 0]:
         return replace(config, block_c=power_of_two(fold.channels), block_i=power_of_two(fold.run), lanes=fold.lanes)
     group = sign_group(geometry, itemsize)
     if geometry.channels_last:

@@ -92,6 +92,11 @@ class Work:
         """Bytes of an element."""
         return self.dtype.itemsize
 
+    @property
+    def has_signs(self) -> bool:
+        """Whether a bit an element is among what lies beside."""
+        return self.read_beside % 1 + self.written_beside % 1 > 0
+
     @cached_property
     def readings(self) -> tuple[Reading, ...]:
         """The ways to read the tensors, plain tiles first; sample norm knows no others."""
@@ -99,7 +104,7 @@ class Work:
         plain: Layout = "rows" if geometry.channels_last else "planes"
         if any(strides[3 if geometry.channels_last else 4] != 1 for strides in geometry.strides):
             widest = 1
-        folds = (None,) if self.mode.startswith("sample") else geometry.folds(self.itemsize)
+        folds = (None,) if self.mode.startswith("sample") else geometry.folds(self.itemsize, self.has_signs)
         return tuple(
             Reading(fold, "runs" if fold else plain, min(widest, (fold or geometry).alignment)) for fold in folds
         )

@@ -13,7 +13,7 @@ FULL_ACCESS = 16
 SECTOR = 32
 """Bytes that memory moves at least."""
 
-MOST_SHARED, MAY_SHARE = 96, 256
+MOST_SHARED, MAY_SHARE = 96, 512
 """Bytes of a pixel up to which it matters that blocks of channels share a sector, and up to which it may matter."""
 
 BITS = 8
@@ -74,14 +74,15 @@ class Geometry:
         """How many runs of `inner` a channel has."""
         return math.prod(self.outer)
 
-    def folds(self, itemsize: int) -> tuple[Fold | None, ...]:
-        """The ways to read the tensors, None for plain tiles: the config's choice where there are two."""
-        may = self.may_fold(itemsize) and self.pixel_fold(FULL_ACCESS // itemsize)
-        return (None, may) if may else (self.fold(itemsize),)
+    def folds(self, itemsize: int, signs: bool) -> tuple[Fold | None, ...]:
+        """The ways to read the tensors, with signs or without, None for plain tiles: the config's choice if two."""
+        fold = self.fold(itemsize)
+        may = not fold and self.may_fold(itemsize, signs) and self.pixel_fold(FULL_ACCESS // itemsize)
+        return (None, may) if may else (fold,)
 
-    def may_fold(self, itemsize: int) -> bool:
-        """Whether pixels may be read as runs or not: signs lie alike, since no two pixels share a byte of them."""
-        return self.channels % BITS == 0 and self.shares_sectors(itemsize, MAY_SHARE)
+    def may_fold(self, itemsize: int, signs: bool = True) -> bool:
+        """Whether pixels may be read as runs or not: signs lie alike if no two pixels share a byte of them."""
+        return not (signs and self.channels % BITS) and self.shares_sectors(itemsize, MAY_SHARE)
 
     def fold(self, itemsize: int) -> Fold | None:
         """How to read whole runs, if by itself the fast axis cannot be read 8 bytes at a time and runs do better.
@@ -105,7 +106,7 @@ class Geometry:
     def pixel_fold(self, access: int) -> Fold | None:
         """Channels-last and dense: a run is as many whole pixels, in accesses of full width, as fill a power of two."""
         dense = all(strides[3:] == (1, self.channels) for strides in self.strides)
-        if not dense or self.outer_size > 1 or self.channels > LONGEST_RUN // WIDEST_ALIGNMENT:
+        if not dense or self.outer_size > 1 or self.channels > LONGEST_RUN // 8:
             return None
         pixels = access // math.gcd(access, self.channels)
         runs = [length // (self.channels * pixels) * pixels for length in (SHORTEST_RUN, 512, 1024, LONGEST_RUN)]
