@@ -65,6 +65,12 @@ L2_SPEED = 2
 L2_SHARE = 0.5
 """The part of the L2 that what was read is still found in: in simulation a dataflow of rows finds all or nothing."""
 
+REREAD_SPEED = 6
+"""The same for dy, which is read again soon."""
+
+SHORT_ROW = 8
+"""Bytes that memory would have moved while it turns to another row, where tiles have parts of rows."""
+
 FASTEST_SM = 3
 """How many SMs' share of the memory one SM alone can use."""
 
@@ -75,6 +81,9 @@ HELD_INSTRUCTIONS = {
     ("backward", False): 12,
 }
 """For each element that a resident program holds, packed or converted, in all of its sweeps."""
+
+REREAD_INSTRUCTIONS = 8
+"""The same where dy is read again, as far as they do not go on beside that."""
 
 PROGRAM_INSTRUCTIONS = {"planes": 180, "runs": 500, "rows": 600}
 """What each of its threads does beside: finding its tiles, and sums over the lanes of a warp."""
@@ -174,6 +183,8 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     if config.rereads:
         reads += again_of_dy(chunk * min(programs, busy * device.sm_count), device)
     instructions = HELD_INSTRUCTIONS[mode, config.packed] if resident else INSTRUCTIONS[mode]
+    if config.rereads:
+        instructions = REREAD_INSTRUCTIONS
     started = config.num_warps * device.warp_size * PROGRAM_INSTRUCTIONS[work.read_by(config).layout]
     started *= 0 if mode in UNMERGED else 1 if resident else 0.5
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
@@ -205,7 +216,7 @@ def exposed(blocks: int) -> float:
 def again_of_dy(in_flight: float, device: Device) -> float:
     """What reading dy again costs, of reading it: the L2 still has the last of so many bytes, and as many of x."""
     found = min(1.0, device.l2_bytes / (2 * in_flight))
-    return 1 - found + found / L2_SPEED
+    return 1 - found + found / REREAD_SPEED
 
 
 def block_bytes(work: Work, config: Config) -> float:
@@ -233,5 +244,5 @@ def tile_bytes(work: Work, config: Config) -> float:
     whole = geometry.channels if geometry.channels_last else geometry.inner
     row_bytes = row * itemsize
     if row < whole:  # it begins and ends within a sector if rows are no sectors
-        row_bytes += SECTOR - math.gcd(SECTOR, whole * itemsize, row_bytes)
+        row_bytes += SHORT_ROW + SECTOR - math.gcd(SECTOR, whole * itemsize, row_bytes)
     return math.prod(sizes) // row * row_bytes
