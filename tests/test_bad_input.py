@@ -51,7 +51,7 @@ CASES = {
     "training as a word": (dict(training="False"), TypeError, "training to be a bool, got str"),
     "training as a number": (dict(training=1), TypeError, "training to be a bool, got int"),
     "half weight": (dict(weight=ones(3, dtype=torch.float16)), RuntimeError, "torch.float32.*got torch.float16"),
-    "double bias": (dict(bias=ones(3, dtype=torch.float64)), RuntimeError, "dtype, torch.float32, got torch.float64"),
+    "double bias": (dict(bias=ones(3, dtype=torch.float64)), RuntimeError, "dtype torch.float32, got torch.float64"),
     "integer buffers": (
         dict(running_mean=ones(3, dtype=torch.int64), running_var=ones(3, dtype=torch.int64)),
         RuntimeError,

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import inspect
 import io
 import itertools
@@ -749,6 +750,19 @@ def test_what_a_forward_does_elsewhere(forward, capsys):
     with tritonbn.backend("aten"):
         fused(images(dtype=torch.float32))
     assert done() == before + 1
+
+
+def test_what_is_done_when_garbage_is_collected():
+    """Is not done by the forward."""
+    before = gc.get_threshold()
+    gc.callbacks.append(lambda *_: called())
+    gc.set_threshold(1)
+    try:
+        fused = tritonbn.convert(written(lambda self, x: F.relu(self.bn(x)), bn=bn()), fuse=True)
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.pop()
+    assert "fused=" in repr(fused)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,30 @@ def test_odd_shapes_are_not_much_slower(odd, rounded, memory_format, most, devic
 SHAPES = [(32, 64, 56, 56), (6272, 96), (4096, 512), (50176, 8), (1, 1, 2**20), (32, 320, 7, 7), (2, 2, 544, 544)]
 
 
+@pytest.mark.parametrize(
+    ("channels", "itemsize", "with_signs", "without"),
+    [
+        (3, 2, [80], [80]),
+        (12, 2, [20], [20]),
+        (16, 2, [0], [0]),
+        (24, 2, [0, 10], [0, 10]),
+        (33, 2, [56], [56]),
+        (64, 2, [0], [0]),
+        (72, 2, [0, 7], [0, 7]),
+        (72, 4, [0], [0]),
+        (100, 2, [0], [0, 10]),
+        (200, 2, [0, 5], [0, 5]),
+        (264, 2, [0], [0]),
+    ],
+)
+def test_pixels_are_read_as_runs_where_they_must_or_may(channels, itemsize, with_signs, without):
+    """Pixels of a run, 0 for plain tiles: a choice where rows of signs begin alike, or there are none."""
+    strides = (channels, 1)
+    geometry = describe((6000, channels), 1, strides, strides, strides)
+    for signs, expected in ((True, with_signs), (False, without)):
+        assert [fold.lanes if fold else 0 for fold in geometry.folds(itemsize, signs)] == expected
+
+
 def every_config(shape, mode, device, share):
     """The space of configs for contiguous float16 tensors, with the places that the GPU has for programs of each."""
     geometry = describe(shape, 1, *[torch.empty(shape, device="meta").stride()] * 3)

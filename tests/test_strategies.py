@@ -157,7 +157,7 @@ def test_dtypes(cut, cuts, way, dtype):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("channels", [24, 72])
+@pytest.mark.parametrize("channels", [24, 72, 100])
 def test_pixels_that_may_be_folded_or_not(cut, runs, channels, way):
     x, dy = pair((3, channels, 5, 3), LAST, torch.float16)
     for lanes in (0, 1):

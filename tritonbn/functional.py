@@ -551,4 +551,4 @@ def check_vector(function: str, name: str, vector: Tensor, input: Tensor, channe
         raise RuntimeError(f"{function}: expected {name} on the input's device {input.device}, got {vector.device}")
     if vector.dtype != input.dtype and vector.dtype != torch.float32:
         dtypes = " or ".join(map(str, dict.fromkeys((input.dtype, torch.float32))))
-        raise RuntimeError(f"{function}: expected {name} of the input's dtype, {dtypes}, got {vector.dtype}")
+        raise RuntimeError(f"{function}: expected {name} of dtype {dtypes}, got {vector.dtype}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import gc
 import itertools
 import operator
 import pickle
@@ -261,11 +262,15 @@ def without_effects() -> Iterator[None]:
         values = [frame.f_locals.get(name) for name in closed_over]
         check_code(code, ChainMap(frame.f_globals, frame.f_builtins), values)
 
+    collects = gc.isenabled()
+    gc.disable()  # what is called at a collection is not of the forward
     sys.settrace(look_at)
     try:
         yield
     finally:
         sys.settrace(before)
+        if collects:
+            gc.enable()
 
 
 def check_code(code: types.CodeType, names: Mapping[str, Any], values: list[Any]) -> None:
