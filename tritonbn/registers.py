@@ -88,7 +88,10 @@ REREAD = {"planes": (72, 0.4), "rows": (60, 0.66), "runs": (72, 0.58)}
 """Registers a thread that reads dy again, beside what it keeps of x, and for each element of that."""
 
 REREAD_LONG = {"rows": (60, 0.6), "runs": (72, 0.56)}
-"""The same of more than LONGEST elements; not Hopper's compiler."""
+"""The same of more than LONGEST elements."""
+
+REREAD_HOPPER = {"rows": (60, 0.77)}
+"""What its compiler needs, of any number."""
 
 REREAD_CONVERTED = 1.5
 """The latter if x is not packed."""
@@ -228,10 +231,8 @@ def kept_registers(work: Work, config: Config, per_thread: int) -> tuple[float, 
 
 def reread_registers(work: Work, config: Config, device: Device, per_thread: int) -> tuple[float, float, float]:
     """The same where x alone is kept."""
-    layout = work.read_by(config).layout
-    beside, element = REREAD[layout]
-    if per_thread > LONGEST and device.arch != "sm_90":
-        beside, element = REREAD_LONG.get(layout, REREAD[layout])
+    other = REREAD_HOPPER if device.arch == "sm_90" else REREAD_LONG if per_thread > LONGEST else {}
+    beside, element = (REREAD | other)[work.read_by(config).layout]
     return beside * (DOUBLE_SPARE if work.itemsize > 4 else 1), element if config.packed else REREAD_CONVERTED, 0.0
 
 
