@@ -14,12 +14,15 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic alg
 os.environ["TRITONBN_TUNE"] = "off"  # what somebody timed on this machine decides nothing
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
+import quick_interpreter
+
 import tritonbn
 from tritonbn import configs, functional, launch, sample_configs, selection, store
 
 torch.set_num_threads(1)  # of each pytest worker: tensors are small, and the workers take all cores
 
 if launch.INTERPRETED:
+    quick_interpreter.install()
     collect_ignore = ["compiled"]
 elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]

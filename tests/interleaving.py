@@ -13,14 +13,13 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from random import Random
 from typing import Any
 from unittest import mock
 
 import numpy as np
-import triton.language as tl
 from races import Races
 from torch import Tensor
 from triton._C.libtriton import ir
@@ -35,7 +34,7 @@ RELEASES = (ir.MEM_SEMANTIC.RELEASE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE)
 builder = interpreter.interpreter_builder
 masked_load, masked_store = builder.create_masked_load, builder.create_masked_store
 atomic_rmw, atomic_cas = builder.create_atomic_rmw, builder.create_atomic_cas
-run_launch, patch_language = interpreter.GridExecutor.__call__, interpreter._patch_lang
+run_launch = interpreter.GridExecutor.__call__
 
 
 class Deadlock(BaseException):
@@ -170,7 +169,6 @@ class Interleaving:
         self.random, self.slots, self.shuffled, self.together = Random(seed), slots, shuffled, together
         self.launches: list[Launch] = []
         self.pool: Pool | None = None
-        self.patched: set[Any] = set()
 
     def launch(self, executor: Any, *arguments: Any, **keywords: Any) -> None:
         """Let the interpreter prepare a launch as ever, but collect its programs, and run them when all are there."""
@@ -189,15 +187,7 @@ class Interleaving:
 
         collect.__signature__ = inspect.signature(executor.fn)
         executor.fn = collect
-        self.patched.clear()
         run_launch(executor, *arguments, **keywords)
-
-    def patch(self, function: Callable[..., Any]) -> Any:
-        """Make triton.language compute once a launch, instead of at every call of a device function."""
-        if languages(function) <= self.patched:
-            return None
-        self.patched |= languages(function)
-        return patch_language(function)
 
     def load(self, pointers: Any, mask: Any, *rest: Any) -> Any:
         """A plain load."""
@@ -243,12 +233,6 @@ class Interleaving:
         return interpreter.TensorHandle(old, operands[0].dtype.scalar)
 
 
-@functools.cache
-def languages(function: Callable[..., Any]) -> frozenset[Any]:
-    """The modules by which a kernel's function speaks Triton."""
-    return frozenset(value for value in function.__globals__.values() if value is tl or value is tl.core)
-
-
 def element_bytes(pointers: Any) -> int:
     """The size of what pointers point to."""
     return max(1, pointers.get_element_ty().primitive_bitwidth // 8)
@@ -262,13 +246,10 @@ def interleaved(seed: int, slots: int, *, shuffled: bool = False, together: int 
     their own, when the last of them is launched. A launch raises the Deadlock or DataRace of its programs.
     """
     own = Interleaving(seed, slots, shuffled, together)
-    unchecked = replace(builder.options, sanitize_overflow=False)  # or a quarter of the time is spent on it
     with (
         mock.patch.object(interpreter.GridExecutor, "__call__", lambda *given, **named: own.launch(*given, **named)),
-        mock.patch.object(interpreter, "_patch_lang", own.patch),
         mock.patch.multiple(
             builder,
-            options=unchecked,
             create_masked_load=own.load,
             create_masked_store=own.store,
             create_atomic_rmw=own.rmw,

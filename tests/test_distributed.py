@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import quick_interpreter
 import torch
 import torch.distributed as dist
 from support import random
@@ -159,6 +160,7 @@ def begin(rank, directory, processes, **options):
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # in favour of what older torch has not
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # in torch's own forward mode
+    quick_interpreter.install()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     where = f"file://{directory}/meeting"

@@ -9,6 +9,7 @@ import warnings
 from functools import partial
 
 import pytest
+import quick_interpreter
 import torch
 import torch.distributed as dist
 from support import random
@@ -111,6 +112,7 @@ def process(rank, directory):
     """All that one of the processes does."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # in favour of what older torch has not
+    quick_interpreter.install()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=PROCESSES)
