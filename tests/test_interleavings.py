@@ -97,7 +97,7 @@ def test_orders(cut, monkeypatch, case, strategy, everyone_merges):
     if strategy == "at once":
         cut(*sizes, 1, strategy="resident", at_once=chunks)
     elif strategy == "rereads":
-        cut(*sizes, 1, strategy="resident", rereads=True)
+        cut(*sizes, 1, strategy="resident", rereads=1)
     else:
         cut(*sizes, 1, strategy=strategy)
     least = 1 if strategy == "dataflow" else chunks

@@ -27,7 +27,7 @@ WAIT = {"strategy": "resident"}
 TIMES = {
     "resident": (WAIT, 1, 1),
     "at once": (WAIT | {"at_once": 8}, 1, 1),
-    "rereads": (WAIT | {"rereads": True}, 1, 2),
+    "rereads": (WAIT | {"rereads": 1}, 1, 2),
     "dataflow": ({"strategy": "dataflow"}, 2, 2),
     "split": ({"strategy": "split"}, 2, 2),
 }
@@ -60,6 +60,20 @@ def test_bytes(cut, shape, memory_format, sizes, strategy):
     assert backward.loaded["dy"] == times_dy * bytes_of_x
     assert backward.stored["dx"] == bytes_of_x
     assert backward.besides("x", "dy", "dx") < NEXT_TO_NOTHING * (times + times_dy + 1) * bytes_of_x
+
+
+@pytest.mark.parametrize("rereads", [1, 3, 4])
+def test_bytes_of_what_is_read_again(cut, rereads):
+    """Chunks of four tiles, of which dy is kept but for the last ones."""
+    cut(16, 1, 256, 4, strategy="resident", rereads=rereads)
+    x, dy = (random((4, 32, 32, 32), torch.float16, seed).contiguous(memory_format=LAST) for seed in (0, 1))
+    bytes_of_x = x.numel() * x.element_size()
+    with side_by_side(0, slots=64):
+        y = tritonbn.batch_norm(x.requires_grad_(), None, None, training=True)
+        with counted() as backward:
+            torch.autograd.grad(y, x, dy)
+    assert backward.loaded["x"] == backward.stored["dx"] == bytes_of_x
+    assert backward.loaded["dy"] == (4 + rereads) / 4 * bytes_of_x
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])

@@ -134,8 +134,8 @@ class Config:
     """Most registers a thread, None to leave it to the compiler."""
     packed: bool = False
     """Whether a resident program keeps 16-bit tiles as they are, instead of the converted values (CUDA alone)."""
-    rereads: bool = False
-    """Whether a resident program of a backward pass keeps x alone and reads dy again, as chunks of both do not fit."""
+    rereads: int = 0
+    """Tiles of dy that a resident program of a backward pass does not keep but reads again, the last of its chunk."""
     lanes: int = 0
     """Elements of a channel in a folded run, 0 for plain tiles."""
     at_once: int = 0

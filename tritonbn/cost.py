@@ -35,7 +35,7 @@ EXCHANGED_BYTES = 32
 SPILLED = 2 / 3
 """Of a spilled byte, which is written and read again, as much as memory would notice: it mostly stays in the L2."""
 
-HIDDEN = 0.4
+HIDDEN = 0.3
 """The part of these, and of computing, that other programs hide from the second wave on, if not all wait alike."""
 
 LOCKSTEP = 5
@@ -65,8 +65,8 @@ L2_SPEED = 2
 L2_SHARE = 0.5
 """The part of the L2 that what was read is still found in: in simulation a dataflow of rows finds all or nothing."""
 
-REREAD_SPEED = 6
-"""The same for dy, which is read again soon."""
+LATE = 1.3
+"""How much more it costs to read from memory after the wait, with nothing else to do."""
 
 SHORT_ROW = 8
 """Bytes that memory would have moved while it turns to another row, where tiles have parts of rows."""
@@ -81,9 +81,6 @@ HELD_INSTRUCTIONS = {
     ("backward", False): 12,
 }
 """For each element that a resident program holds, packed or converted, in all of its sweeps."""
-
-REREAD_INSTRUCTIONS = 8
-"""The same where dy is read again, as far as they do not go on beside that."""
 
 PROGRAM_INSTRUCTIONS = {"planes": 180, "runs": 500, "rows": 600}
 """What each of its threads does beside: finding its tiles, and sums over the lanes of a warp."""
@@ -181,10 +178,9 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
 
     reads, writes = READ[mode], WRITTEN[mode] + work.written_beside
     if config.rereads:
-        reads += again_of_dy(chunk * min(programs, busy * device.sm_count), device)
+        again = config.rereads / config.tiles_per_chunk
+        reads += again * again_of_dy(again * chunk * min(programs, busy * device.sm_count), device)
     instructions = HELD_INSTRUCTIONS[mode, config.packed] if resident else INSTRUCTIONS[mode]
-    if config.rereads:
-        instructions = REREAD_INSTRUCTIONS
     started = config.num_warps * device.warp_size * PROGRAM_INSTRUCTIONS[work.read_by(config).layout]
     started *= 0 if mode in UNMERGED else 1 if resident else 0.5
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
@@ -216,7 +212,7 @@ def exposed(blocks: int) -> float:
 def again_of_dy(in_flight: float, device: Device) -> float:
     """What reading dy again costs, of reading it: the L2 still has the last of so many bytes, and as many of x."""
     found = min(1.0, device.l2_bytes / (2 * in_flight))
-    return 1 - found + found / REREAD_SPEED
+    return LATE * (1 - found) + found / L2_SPEED
 
 
 def block_bytes(work: Work, config: Config) -> float:

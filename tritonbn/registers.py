@@ -6,6 +6,7 @@ Fitted to the least caps above which ptxas spills nothing (sm_70 to sm_100, 16, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from .configs import LAYOUTS, READ, UNMERGED, Config, Merging, Work, merging
 from .devices import Device
@@ -47,6 +48,8 @@ COMPILERS = {
         ("backward", "runs"): (0.88, 0.88),
         ("backward", "pixels"): (0.88, 0.88),
         ("backward", "rows"): (0.88, 0.88),
+        ("rereads", "runs"): (0.95, 1.0),
+        ("rereads", "rows"): (0.67, 1.0),
     },
     "sm_90": {("backward", "runs"): (0.93, 0.93), ("backward", "pixels"): (1.05, 0.82)},
 }
@@ -84,17 +87,17 @@ HELD_FOLDED = {"forward": 25, "backward": 19}
 PIXELS = {"forward": 6, "backward": 16}
 """What whole pixels as runs add beside."""
 
-REREAD = {"planes": (72, 0.4), "rows": (60, 0.66), "runs": (72, 0.58)}
-"""Registers a thread that reads dy again, beside what it keeps of x, and for each element of that."""
+REREAD = {"planes": 48, "rows": 84, "runs": 88}
+"""Registers a thread that reads dy again in part, beside all that it keeps."""
 
-REREAD_LONG = {"rows": (60, 0.6), "runs": (72, 0.56)}
-"""The same of more than LONGEST elements."""
+REREAD_X, REREAD_DY = {True: 0.5, False: 1.5}, {True: 0.5, False: 1.0}
+"""For each element of x, and for each of dy that is kept all the same, if these are packed and if not."""
 
-REREAD_HOPPER = {"rows": (60, 0.77)}
-"""What its compiler needs, of any number."""
+LOOPING_LONGEST = 176
+"""Elements of x where such a program takes one chunk after the other: of more all compilers but Volta's spill a few."""
 
-REREAD_CONVERTED = 1.5
-"""The latter if x is not packed."""
+REREAD_EARLY = 24
+"""Beside x and all of dy, if not in planes: some compilers load early what is read again."""
 
 DOUBLE_SPARE = 2.6
 """How many times HELD_SPARE it is in float64."""
@@ -171,14 +174,28 @@ MOST_REGISTERS = 255
 
 def registers_needed(work: Work, config: Config, device: Device) -> int:
     """Registers a thread that leave the compiler room for all that the tiles need."""
+    needed = exactly_needed(work, config, device)
+    return min(8 * math.ceil(needed / 8), max(MOST_REGISTERS, math.ceil(needed)))
+
+
+def fewest_rereads(work: Work, config: Config, registers: Iterable[int], device: Device) -> set[int]:
+    """Tiles of dy that have to be read again with so many registers a thread, for each number that suffices."""
+    tiles = config.tiles_per_chunk
+    tried = 1, (tiles + 1) // 2, tiles
+    one, half, least = (exactly_needed(work, config.but(rereads=again), device) for again in tried)
+    each = (one - half) / max(1, tried[1] - 1)  # as many less with each tile, but never fewer than for all of them
+    return {max(1, 1 + math.ceil((one - n) / each)) if each else tiles for n in registers if n >= least}
+
+
+def exactly_needed(work: Work, config: Config, device: Device) -> float:
+    """The same, before it is rounded up to what the compiler deals out."""
     registers = held_registers if config.strategy == "resident" else streamed_registers
     per_thread = math.ceil(config.held / (config.num_warps * device.warp_size))
     needed = registers(work, config, device, per_thread)
     narrower = NARROWER
     if config.strategy == "resident":
         narrower = HELD_NARROWER["rereads" if config.rereads else work.mode, work.read_by(config).layout]
-    needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
-    return min(8 * math.ceil(needed / 8), max(MOST_REGISTERS, math.ceil(needed)))
+    return needed + narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
 
 
 def most_registers(config: Config, per_sm: int, device: Device) -> int:
@@ -194,8 +211,9 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
         if config.rereads
         else kept_registers(work, config, per_thread)
     )
-    compiler = COMPILERS.get(device.arch, {}) if config.packed and not config.rereads else {}
-    if better := compiler.get((mode, "pixels" if has_pixels(work, config) else layout)):
+    compiler = COMPILERS.get(device.arch, {}) if config.packed else {}
+    kind = ("rereads", layout) if config.rereads else (mode, "pixels" if has_pixels(work, config) else layout)
+    if better := compiler.get(kind):
         beside, element, least = beside * better[0], element * better[1], least * better[0]
     elif config.packed and per_thread <= LONGEST and (long := HELD_LONG.get((mode, layout))):
         beside, element = min((beside, element), long, key=lambda line: line[0] + line[1] * per_thread)
@@ -210,6 +228,8 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
         beside += OFFSETS
     if config.items(work.geometry) > 1:
         beside += looping
+        if config.rereads and config.packed and per_thread > LOOPING_LONGEST and device.arch != "sm_70":
+            least = MOST_REGISTERS + 1
     merged = merging(config, work.geometry, device)
     if merged.chunks > 1 and device.arch != "sm_70":  # whose compiler finds room for both
         beside += SPANS if merged.spans else 0
@@ -230,10 +250,12 @@ def kept_registers(work: Work, config: Config, per_thread: int) -> tuple[float, 
 
 
 def reread_registers(work: Work, config: Config, device: Device, per_thread: int) -> tuple[float, float, float]:
-    """The same where x alone is kept."""
-    other = REREAD_HOPPER if device.arch == "sm_90" else REREAD_LONG if per_thread > LONGEST else {}
-    beside, element = (REREAD | other)[work.read_by(config).layout]
-    return beside * (DOUBLE_SPARE if work.itemsize > 4 else 1), element if config.packed else REREAD_CONVERTED, 0.0
+    """The same where dy is kept in part or not at all."""
+    layout, kept_dy = work.read_by(config).layout, 1 - config.rereads / config.tiles_per_chunk
+    element = REREAD_X[config.packed] + REREAD_DY[config.packed] * kept_dy
+    early = config.packed and layout != "planes" and device.arch != "sm_70"
+    beside, least = REREAD[layout], REREAD_EARLY + per_thread if early else 0.0
+    return beside * (DOUBLE_SPARE if work.itemsize > 4 else 1), element, least
 
 
 def streamed_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:

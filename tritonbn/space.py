@@ -11,7 +11,7 @@ from .cost import modelled_time, pipelines, places
 from .counters import FRACTION
 from .devices import Device
 from .geometry import FULL_ACCESS, SECTOR, Fold, Geometry
-from .registers import MOST_REGISTERS, most_registers, registers_needed
+from .registers import MOST_REGISTERS, fewest_rereads, most_registers, registers_needed
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ LEAST_WARPS = 2
 MOST_SHUFFLED = 8
 """Elements a thread of a folded tile that one warp adds up alone, each of which all threads ask all others for."""
 
-MOST_HELD = 40960
-"""Elements of one tensor that a resident program holds: with more, its warps wait for each other too often."""
+MOST_HELD = 57344
+"""Elements of one tensor that a resident program holds: more than one program could keep of x and of dy together."""
 
-EVERY_LENGTH, LONGER = 16, 4
+EVERY_LENGTH, LONGER = 16, 2
 """Tiles up to which chunks of any number of them are considered, and the steps in which longer ones are."""
 
 SECTORS = (1, 2, 4)
@@ -100,8 +100,8 @@ def space(work: Work, device: Device, share: int) -> Iterator[Config]:
         if "resident" in found.strategies:
             for config in resident(work, device, found, cuts):
                 is_short = config.held <= MOST_CONVERTED * config.num_warps * device.warp_size
-                packs = work.itemsize == 2 and device.backend == "cuda"
-                for packed in (True, False) if packs and is_short and not config.rereads else (packs,):
+                may_pack = packs(work, device)
+                for packed in (True, False) if may_pack and is_short and not config.rereads else (may_pack,):
                     yield from valid(work, config.but(packed=packed), device, share)
         for config in with_warps(cuts, device, found, found.streamed):
             for cut in streamed(work, config, found):
@@ -132,7 +132,26 @@ def resident(work: Work, device: Device, found: Space, cuts: list[Config]) -> It
                 yield config.but(strategy="resident", tiles_per_chunk=tiles_per_chunk)
             for tiles_per_chunk in lengths(tiles, more if a_thread == access else 0):
                 if tiles_per_chunk > most // 3:
-                    yield config.but(strategy="resident", tiles_per_chunk=tiles_per_chunk, rereads=True)
+                    longer = config.but(strategy="resident", tiles_per_chunk=tiles_per_chunk)
+                    yield from rereading(work, longer, device)
+
+
+def rereading(work: Work, config: Config, device: Device) -> Iterator[Config]:
+    """The config with as few tiles of dy read again as let an SM hold so many programs, for every number of them."""
+    whole = config.but(rereads=config.tiles_per_chunk, packed=packs(work, device))
+    programs = config.chunks(work.geometry) * config.channel_blocks(work.geometry)
+    most = places(work, whole, registers_needed(work, whole, device), device)
+    limits: dict[int, list[int]] = {0: [], device.sm_count: []}
+    for per_sm in range(1, most + 1):  # where a program takes several chunks it needs more registers
+        limits[device.sm_count * (programs > per_sm * device.sm_count)].append(most_registers(whole, per_sm, device))
+    found = (fewest_rereads(work, whole.but(at_once=each), limits[each], device) for each in limits)
+    for rereads in sorted(set().union(*found)):
+        yield whole.but(rereads=rereads)
+
+
+def packs(work: Work, device: Device) -> bool:
+    """Whether resident programs may keep tiles as they came."""
+    return work.itemsize == 2 and device.backend == "cuda"
 
 
 def lengths(tiles: int, most: int) -> list[int]:

@@ -18,11 +18,10 @@ from rich.measure import Measurement
 from rich.table import Table
 
 MARKS = {"tiles_per_chunk": "t", "chunk_tiles": "t", "run_tiles": "r", "stages": "s", "lanes": "l"}
-FLAGS = ("packed", "rereads")
 
 LEGEND = (
     "config: strategy, tile (channels x outer x inner), w warps, t tiles a chunk and r a run, s stages, l lanes, "
-    "packed, rereads dy"
+    "packed, rereads so many tiles of dy"
 )
 
 UNLIMITED = 10000
@@ -140,4 +139,6 @@ def short(made_from: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
     tile = "x".join(str(values.get(f"block_{axis}", "?")) for axis in "coi")
     words = [str(values.get("strategy", "?")), tile, f"w{values.get('num_warps', '?')}"]
     words += [f"{mark}{values[name]}" for name, mark in MARKS.items() if values.get(name, 1) > 1]
-    return " ".join(words + [flag for flag in FLAGS if values.get(flag)])
+    words += ["packed"] * bool(values.get("packed"))
+    words += [f"rereads {tiles}"] if (tiles := values.get("rereads")) else []
+    return " ".join(words)

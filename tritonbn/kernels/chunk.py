@@ -42,7 +42,7 @@ def tile_of(
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """A tile of a chunk that load_chunk has held; of one that is not held, from memory."""
-    if len(held):
+    if t < len(held):
         tile = held[t]
     else:
         tile, _ = load_view(

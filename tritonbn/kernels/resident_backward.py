@@ -1,7 +1,7 @@
 """Backward in one launch with x and dy read once: a chunk of each is kept until its channels' sums are known.
 
-If REREADS, of x alone, and dy is read again: where the chunks of both would not find room. The formulas are in
-backward.py.
+Of dy all but the last REREADS tiles, which are read again: where the chunks of both would not find room. The formulas
+are in backward.py.
 """
 
 import triton
@@ -50,7 +50,7 @@ def resident_backward_kernel(
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         held_dy, _ = load_chunk(
-            dy, first, 0 if REREADS else TILES, block, c, channels, outer, outer_1, outer_2, inner,
+            dy, first, TILES - REREADS, block, c, channels, outer, outer_1, outer_2, inner,
             dy_o0, dy_o1, dy_o2, dy_c, dy_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
