@@ -224,6 +224,22 @@ def test_programs_that_run_at_once_all_fit(share):
     assert found
 
 
+@pytest.mark.parametrize("gpu", ["V100", "A100", "H100"])
+@pytest.mark.parametrize("channels", [8, 12, 40, 96, 150])
+def test_no_more_of_dy_is_read_again_than_registers_demand(gpu, channels):
+    """Of a tensor that with its gradient takes more registers than there are, but not alone."""
+    device = devices.named(gpu)
+    shape = device.sm_count * 45000 // channels, channels
+    strides = torch.empty(shape, device="meta").stride()
+    work = configs.Work("backward", describe(shape, 1, strides, strides, strides), torch.float16)
+    again = [config for config in space.space(work, device, counters.SHARE) if config.rereads]
+    assert all(1 <= config.rereads <= config.tiles_per_chunk for config in again)
+    assert all(registers.registers_needed(work, config, device) <= config.registers for config in again)
+    chosen = space.choose(work, device, counters.SHARE)
+    assert 1 < chosen.rereads < chosen.tiles_per_chunk
+    assert registers.exactly_needed(work, chosen.but(rereads=chosen.rereads - 1), device) > chosen.registers
+
+
 def test_programs_wait_only_where_they_run_side_by_side():
     alone = replace(devices.named("H100"), concurrent=False)
     for shape in SHAPES:

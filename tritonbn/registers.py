@@ -49,9 +49,13 @@ COMPILERS = {
         ("backward", "pixels"): (0.88, 0.88),
         ("backward", "rows"): (0.88, 0.88),
         ("rereads", "runs"): (0.95, 1.0),
-        ("rereads", "rows"): (0.67, 1.0),
+        ("rereads", "rows"): (0.52, 1.0),
     },
-    "sm_90": {("backward", "runs"): (0.93, 0.93), ("backward", "pixels"): (1.05, 0.82)},
+    "sm_90": {
+        ("backward", "runs"): (0.93, 0.93),
+        ("backward", "pixels"): (1.05, 0.82),
+        ("rereads", "rows"): (0.85, 1.0),
+    },
 }
 """How much of what packed tiles need elsewhere they need on these: beside elements, and for each."""
 
@@ -87,7 +91,7 @@ HELD_FOLDED = {"forward": 25, "backward": 19}
 PIXELS = {"forward": 6, "backward": 16}
 """What whole pixels as runs add beside."""
 
-REREAD = {"planes": 48, "rows": 84, "runs": 88}
+REREAD = {"planes": 48, "rows": 108, "runs": 88}
 """Registers a thread that reads dy again in part, beside all that it keeps."""
 
 REREAD_X, REREAD_DY = {True: 0.5, False: 1.5}, {True: 0.5, False: 1.0}
@@ -214,7 +218,8 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     compiler = COMPILERS.get(device.arch, {}) if config.packed else {}
     kind = ("rereads", layout) if config.rereads else (mode, "pixels" if has_pixels(work, config) else layout)
     if better := compiler.get(kind):
-        beside, element, least = beside * better[0], element * better[1], least * better[0]
+        beside, element = beside * better[0], element * better[1]
+        least *= 1 if config.rereads else better[0]
     elif config.packed and per_thread <= LONGEST and (long := HELD_LONG.get((mode, layout))):
         beside, element = min((beside, element), long, key=lambda line: line[0] + line[1] * per_thread)
     looping = LOOPING + (LOOPING_REREAD if config.rereads else 0)
