@@ -10,7 +10,7 @@ import re
 
 from .configs import ONE_SWEEP, READ, UNMERGED, WRITTEN, Config, Work, merging
 from .devices import Device
-from .geometry import SECTOR
+from .geometry import FULL_ACCESS, SECTOR
 from .kernels.tile import MOST_DEALT
 from .registers import MOST_REGISTERS, accesses, registers_needed
 
@@ -181,6 +181,8 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
         again = config.rereads / config.tiles_per_chunk
         reads += again * again_of_dy(again * chunk * min(programs, busy * device.sm_count), device)
     instructions = HELD_INSTRUCTIONS[mode, config.packed] if resident else INSTRUCTIONS[mode]
+    if config.rereads:  # the addresses of narrow accesses are computed anew
+        instructions += ACCESS_INSTRUCTIONS * (1 / accesses(work, config) - itemsize / FULL_ACCESS)
     started = config.num_warps * device.warp_size * PROGRAM_INSTRUCTIONS[work.read_by(config).layout]
     started *= 0 if mode in UNMERGED else 1 if resident else 0.5
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
