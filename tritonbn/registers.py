@@ -48,6 +48,7 @@ COMPILERS = {
         ("backward", "runs"): (0.88, 0.88),
         ("backward", "pixels"): (0.88, 0.88),
         ("backward", "rows"): (0.88, 0.88),
+        ("rereads", "planes"): (0.857, 1.0),
         ("rereads", "runs"): (0.95, 1.0),
         ("rereads", "rows"): (0.52, 1.0),
     },
@@ -56,6 +57,7 @@ COMPILERS = {
         ("backward", "pixels"): (1.05, 0.82),
         ("rereads", "rows"): (0.85, 1.0),
     },
+    "sm_100": {("rereads", "rows"): (1.1, 1.0)},
 }
 """How much of what packed tiles need elsewhere they need on these: beside elements, and for each."""
 
@@ -91,7 +93,7 @@ HELD_FOLDED = {"forward": 25, "backward": 19}
 PIXELS = {"forward": 6, "backward": 16}
 """What whole pixels as runs add beside."""
 
-REREAD = {"planes": 48, "rows": 108, "runs": 88}
+REREAD = {"planes": 56, "rows": 108, "runs": 88}
 """Registers a thread that reads dy again in part, beside all that it keeps."""
 
 REREAD_X, REREAD_DY = {True: 0.5, False: 1.5}, {True: 0.5, False: 1.0}
