@@ -240,6 +240,25 @@ def test_no_more_of_dy_is_read_again_than_registers_demand(gpu, channels):
     assert registers.exactly_needed(work, chosen.but(rereads=chosen.rereads - 1), device) > chosen.registers
 
 
+@pytest.mark.parametrize("gpu", ["V100", "A100", "H100", "MI300X"])
+@pytest.mark.parametrize("tile", [(8, 1, 256), (1, 1, 2048)], ids=["rows", "planes"])
+def test_the_fewest_tiles_to_be_read_again_are_found_at_once(gpu, tile):
+    """As by trying every number of them, in chunks of any length and with any number of registers."""
+    device = devices.named(gpu)
+    shape = (600000, 8) if tile[0] == 8 else (1, 2, 2400000)
+    strides = torch.empty(shape, device="meta").stride()
+    work = configs.Work("backward", describe(shape, 1, strides, strides, strides), torch.float16)
+    sufficed = 0
+    for tiles in range(1, 33):
+        config = configs.Config(*tile, tiles, num_warps=4, strategy="resident", packed=space.packs(work, device))
+        needed = [registers.exactly_needed(work, config.but(rereads=n), device) for n in range(1, tiles + 1)]
+        for most in range(64, 256, 8):
+            tried = {next(n for n, need in enumerate(needed, 1) if need <= most)} if needed[-1] <= most else set()
+            assert registers.fewest_rereads(work, config, [most], device) == tried
+            sufficed += len(tried)
+    assert sufficed
+
+
 def test_programs_wait_only_where_they_run_side_by_side():
     alone = replace(devices.named("H100"), concurrent=False)
     for shape in SHAPES:

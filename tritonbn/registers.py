@@ -187,21 +187,23 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
 def fewest_rereads(work: Work, config: Config, registers: Iterable[int], device: Device) -> set[int]:
     """Tiles of dy that have to be read again with so many registers a thread, for each number that suffices."""
     tiles = config.tiles_per_chunk
-    tried = 1, (tiles + 1) // 2, tiles
-    one, half, least = (exactly_needed(work, config.but(rereads=again), device) for again in tried)
-    each = (one - half) / max(1, tried[1] - 1)  # as many less with each tile, but never fewer than for all of them
-    return {max(1, 1 + math.ceil((one - n) / each)) if each else tiles for n in registers if n >= least}
+    middle = min(tiles, max(2, tiles // 2))
+    one, some, least = (exactly_needed(work, config.but(rereads=n), device) for n in (1, middle, tiles))
+    each = (one - some) / max(1, middle - 1)  # as many less with each tile, but never fewer than for all of them
+    fewest = (1 + math.ceil(round((one - most) / each, 6)) if each else tiles for most in registers if most >= least)
+    return {min(tiles, max(1, again)) for again in fewest}
 
 
 def exactly_needed(work: Work, config: Config, device: Device) -> float:
-    """The same, before it is rounded up to what the compiler deals out."""
+    """The same, before it is rounded up to what the compiler deals out; to a millionth, lest noise costs eight."""
     registers = held_registers if config.strategy == "resident" else streamed_registers
     per_thread = math.ceil(config.held / (config.num_warps * device.warp_size))
     needed = registers(work, config, device, per_thread)
     narrower = NARROWER
     if config.strategy == "resident":
         narrower = HELD_NARROWER["rereads" if config.rereads else work.mode, work.read_by(config).layout]
-    return needed + narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
+    needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
+    return round(needed, 6)
 
 
 def most_registers(config: Config, per_sm: int, device: Device) -> int:
