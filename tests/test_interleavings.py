@@ -39,6 +39,12 @@ CASES = {
 """Shape and memory format of x, the tile, and the chunks of a block of channels."""
 
 
+REREAD = {
+    "two blocks of three chunks of several tiles": ((7, 2, 1, 8), FIRST, (1, 1, 8), 3),
+    "one block of five chunks of several tiles, channels last": ((7, 8, 1, 7), LAST, (8, 1, 4), 5),
+}
+"""The same, of chunks of three tiles of which two are read again."""
+
 SPANS = "one block of three chunks, channels last", "one block of four chunks", "planes folded"
 """Cases of more than two chunks, which are merged in spans of two if no more than one fits into the registers."""
 
@@ -84,7 +90,7 @@ def orders(step, slots):
     ("case", "strategy", "everyone_merges"),
     [(case, strategy, 4) for case in CASES for strategy in ("resident", "at once", "dataflow")]
     + [("two blocks of two chunks", "resident", 1), ("pixels folded", "resident", 64)]
-    + [("one block of three chunks, channels last", "rereads", 4)]
+    + [(case, "rereads", everyone_merges) for case in REREAD for everyone_merges in (1, 4, 0)]
     + [(case, strategy, 0) for case in SPANS for strategy in ("resident", "at once", "dataflow")],
 )
 def test_orders(cut, monkeypatch, case, strategy, everyone_merges):
@@ -93,11 +99,11 @@ def test_orders(cut, monkeypatch, case, strategy, everyone_merges):
         monkeypatch.setattr(kernel, "EVERYONE_MERGES", tl.constexpr(everyone_merges))
     if everyone_merges == 0:
         monkeypatch.setattr(configs, "MERGED_A_THREAD", 0)
-    shape, memory_format, sizes, chunks = CASES[case]
+    shape, memory_format, sizes, chunks = (CASES | REREAD)[case]
     if strategy == "at once":
         cut(*sizes, 1, strategy="resident", at_once=chunks)
     elif strategy == "rereads":
-        cut(*sizes, 1, strategy="resident", rereads=1)
+        cut(*sizes, 3, strategy="resident", rereads=2)
     else:
         cut(*sizes, 1, strategy=strategy)
     least = 1 if strategy == "dataflow" else chunks

@@ -135,7 +135,7 @@ class Config:
     packed: bool = False
     """Whether a resident program keeps 16-bit tiles as they are, instead of the converted values (CUDA alone)."""
     rereads: int = 0
-    """Tiles of dy that a resident program of a backward pass does not keep but reads again, the last of its chunk."""
+    """Tiles that a resident program does not keep but reads again, one after the other: the last of its chunk."""
     lanes: int = 0
     """Elements of a channel in a folded run, 0 for plain tiles."""
     at_once: int = 0
@@ -172,8 +172,23 @@ class Config:
 
     @property
     def held(self) -> int:
-        """Elements of a tensor that a program holds at once: of a chunk if it is resident, else of a tile."""
-        return self.elements * (self.tiles_per_chunk if self.strategy == "resident" else 1)
+        """Elements of a tensor that a program holds at once: a tile, or if it is resident what it keeps of a chunk."""
+        return self.elements * (self.tiles_per_chunk - self.rereads if self.strategy == "resident" else 1)
+
+
+TOGETHER = 4
+"""Most tiles, of all tensors that are read, which are loaded at once where they are read again."""
+
+
+def most_together(mode: Mode) -> int:
+    """The same of each tensor."""
+    return TOGETHER // READ[mode]
+
+
+def together(rereads: int, mode: Mode) -> int:
+    """How many of so many tiles that are read again are loaded at once, of each tensor: one where there are few."""
+    most = most_together(mode)
+    return most if rereads >= 2 * most and rereads % most == 0 else 1
 
 
 MERGED_A_THREAD = 4

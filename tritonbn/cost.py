@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from .configs import ONE_SWEEP, READ, UNMERGED, WRITTEN, Config, Work, merging
+from .configs import ONE_SWEEP, READ, UNMERGED, WRITTEN, Config, Work, merging, together
 from .devices import Device
 from .geometry import FULL_ACCESS, SECTOR
 from .kernels.tile import MOST_DEALT
@@ -38,7 +38,7 @@ SPILLED = 2 / 3
 HIDDEN = 0.3
 """The part of these, and of computing, that other programs hide from the second wave on, if not all wait alike."""
 
-LOCKSTEP = 5
+LOCKSTEP = 4
 """With chunks of fewer blocks under way at once than these, all of them wait alike."""
 
 ALONE = 1.3
@@ -65,8 +65,14 @@ L2_SPEED = 2
 L2_SHARE = 0.5
 """The part of the L2 that what was read is still found in: in simulation a dataflow of rows finds all or nothing."""
 
-LATE = 1.3
-"""How much more it costs to read from memory after the wait, with nothing else to do."""
+FOUND_AGAIN = 0.7
+"""Of what was read last, and would find room in the L2, the part that is there when it is read again."""
+
+LINE = 128
+"""Bytes of a line of the L2, which holds nothing else where one reads a part of it."""
+
+BESIDE_LOADS = {"forward": 1.0, "backward": 0.7}
+"""The part of computing that is felt where a program loads and computes in turn, with others beside it."""
 
 SHORT_ROW = 8
 """Bytes that memory would have moved while it turns to another row, where tiles have parts of rows."""
@@ -126,7 +132,8 @@ def shared_needed(work: Work, config: Config) -> int:
     if work.mode not in UNMERGED and work.read_by(config).layout != "planes":
         results = max(results, 4 * double * min(config.elements, MOST_DEALT.value))
     tensors = READ[work.mode] + math.ceil(work.read_beside)
-    return max(results, (config.stages - 1) * tensors * config.elements * work.itemsize)
+    at_a_time = together(config.rereads, work.mode) if config.rereads else 1
+    return max(results, (config.stages - 1) * at_a_time * tensors * config.elements * work.itemsize)
 
 
 def floor(work: Work, device: Device) -> float:
@@ -150,7 +157,8 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     chunks, blocks = config.chunks(geometry), config.channel_blocks(geometry)
     programs, slots = blocks * chunks, per_sm * device.sm_count
     resident = config.strategy == "resident"
-    tiles = 1 if resident else min(config.tiles_per_chunk, config.tiles(geometry))
+    length = min(config.tiles_per_chunk, config.tiles(geometry))
+    tiles = 1 if resident else length
     chunk = block_bytes(work, config) / chunks if resident else tiles * tile_bytes(work, config)
     spilled = tiles * SPILLED * spills * config.num_warps * device.warp_size
     vectors = config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if chunks > 1 and mode not in UNMERGED else 0))
@@ -171,15 +179,17 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     def sweep(moved: float, instructions: float, waits: float) -> float:
         """All programs once, each moving as many bytes as `moved` chunks, in so many instructions an element."""
         instructions += ACCESS_INSTRUCTIONS * moved / accesses(work, config) * (1 if config.stages == 1 else COPYING)
-        computing = (config.held * tiles * instructions + started) * (1 + busy) / 2 / lanes
+        computing = (config.elements * length * instructions + started) * (1 + busy) / 2 / lanes
+        computing *= BESIDE_LOADS[mode] if config.rereads else 1
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1) / config.stages
         again = (waves - 1) * (exposed(slots // chunks) if waiting else 1 - HIDDEN)
         return filled * (moved * chunk + vectors + spilled) / share + (computing + waits) * (1 + again)
 
     reads, writes = READ[mode], WRITTEN[mode] + work.written_beside
     if config.rereads:
-        again = config.rereads / config.tiles_per_chunk
-        reads += again * again_of_dy(again * chunk * min(programs, busy * device.sm_count), device)
+        again = reads * config.rereads / config.tiles_per_chunk
+        under_way = max(1, min(programs, busy * device.sm_count) // chunks)
+        reads += again * read_again(work, config, under_way, again * chunk * chunks * under_way, device)
     instructions = HELD_INSTRUCTIONS[mode, config.packed] if resident else INSTRUCTIONS[mode]
     if config.rereads:  # the addresses of narrow accesses are computed anew
         instructions += ACCESS_INSTRUCTIONS * (1 / accesses(work, config) - itemsize / FULL_ACCESS)
@@ -211,10 +221,16 @@ def exposed(blocks: int) -> float:
     return 1 if blocks > 1 else ALONE
 
 
-def again_of_dy(in_flight: float, device: Device) -> float:
-    """What reading dy again costs, of reading it: the L2 still has the last of so many bytes, and as many of x."""
-    found = min(1.0, device.l2_bytes / (2 * in_flight))
-    return LATE * (1 - found) + found / L2_SPEED
+def read_again(work: Work, config: Config, blocks: int, in_flight: float, device: Device) -> float:
+    """What it costs to read so many bytes of so many blocks again, of reading them: the L2 has some.
+
+    Its lines are used in part where rows are wider than these blocks.
+    """
+    rows = work.geometry.channels_last and not config.lanes
+    row = config.block_c * blocks if rows else LINE
+    used = min(1.0, row * work.itemsize / LINE) if row < work.geometry.channels else 1.0
+    found = min(1.0, FOUND_AGAIN * used * device.l2_bytes / in_flight)
+    return 1 - found + found / L2_SPEED
 
 
 def block_bytes(work: Work, config: Config) -> float:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from . import devices
 from .case import Case
-from .configs import Config, Merging, Work, merging, sign_group
+from .configs import Config, Merging, Work, merging, sign_group, together
 from .devices import Device
 from .geometry import Fold, Geometry
 from .kernels import forward_kernel, inference_kernel, resident_backward_kernel, resident_forward_kernel
@@ -26,9 +26,10 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
     """The constexprs and launch options that follow from how the work is cut; a program may hold a whole chunk."""
     geometry, itemsize = work.geometry, work.itemsize
     keywords = tile_keywords(geometry, config, case.dtype)
-    fold, held = work.read_by(config).fold, min(config.tiles_per_chunk, config.tiles(geometry)) if whole else 1
+    fold = work.read_by(config).fold
+    held, at_a_time = kept_and_again(work, config) if whole else (1, 0)
     keywords["INNER_TILES"] = inner_tiles(geometry, config)
-    keywords["MASK_O"], keywords["MASK_I"] = masked_tiles(geometry, config, fold, held)
+    keywords["MASK_O"], keywords["MASK_I"] = masked_tiles(geometry, config, fold, held, at_a_time)
     keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
     keywords |= zip(Merging.CONSTEXPRS, merging(config, geometry, case.device), strict=True)
     if fold:
@@ -52,18 +53,36 @@ def inner_tiles(geometry: Geometry, config: Config) -> int:
     return tiles if tiles <= KNOWN_TILES else -1
 
 
-def masked_tiles(geometry: Geometry, config: Config, fold: Fold | None, held: int) -> tuple[int, int]:
-    """The masks of the `held` tiles of a chunk (kernels/tile.py) along outer and along inner: two bits each."""
-    every_tile = range(held)
-    in_last_chunk = (config.tiles(geometry) - 1) % held + 1
+def kept_and_again(work: Work, config: Config) -> tuple[int, int]:
+    """Tiles of a chunk that are held, and those that are loaded at once where others are read again; 0 if none are."""
+    tiles = config.tiles(work.geometry)
+    length = min(config.tiles_per_chunk, tiles)
+    again = min(config.rereads, length - 1)
+    if not again:
+        return length, 0
+    return min(length - again, tiles // config.chunks(work.geometry)), together(again, work.mode)
 
-    def at_the_end(lack: bool, tiles: int = 1) -> int:
+
+def masked_tiles(geometry: Geometry, config: Config, fold: Fold | None, held: int, at_a_time: int) -> tuple[int, int]:
+    """The masks of a chunk's tiles (kernels/tile.py) along outer and along inner: two bits each.
+
+    First those of the `held` tiles, then of those read again, which are loaded so many at a time with one mask for all.
+    """
+    every_tile = range(held + at_a_time)
+    tiles = config.tiles(geometry)
+    in_last_chunk = (tiles - 1) % held + 1
+
+    def at_the_end(lack: bool, columns: int = 1) -> int:
         """The last chunk has no more than its tiles, of which so many last ones may lack elements."""
-        partly = range(in_last_chunk - tiles * lack, in_last_chunk)
+        if at_a_time:
+            ends = every_tile if columns > 1 else every_tile[held if behind else held - 1 :]
+            return marked(PARTLY, ends) if lack or behind % at_a_time else 0
+        partly = range(in_last_chunk - columns * lack, in_last_chunk)
         if partly.start < 0:
             return marked(PARTLY, every_tile)
         return marked(PARTLY, partly) | marked(WHOLLY, range(in_last_chunk, held))
 
+    behind = tiles - config.chunks(geometry) * held
     if fold:
         last_lacks = geometry.values % (fold.lanes * config.block_o) != 0
         return at_the_end(last_lacks), marked(PARTLY, every_tile) if fold.run != config.block_i else 0
@@ -71,7 +90,7 @@ def masked_tiles(geometry: Geometry, config: Config, fold: Fold | None, held: in
     if config.block_o >= geometry.outer_size:
         return marked(PARTLY, every_tile) if outer_lacks else 0, at_the_end(inner_lacks)
     columns = -(-geometry.inner // config.block_i)
-    in_last_column = range(columns - 1, held, columns) if held % columns == 0 else every_tile
+    in_last_column = range(columns - 1, held, columns) if held % columns == 0 and not at_a_time else every_tile
     return at_the_end(outer_lacks, columns), marked(PARTLY, in_last_column) if inner_lacks else 0
 
 
@@ -103,6 +122,16 @@ def hold(config: Config, case: Case) -> str | None:
     if case.dtype.itemsize != 2 or case.device.backend != "cuda" or devices.INTERPRETED:
         return None
     return "packed" if config.packed else "loaded"
+
+
+def resident_keywords(work: Work, config: Config, case: Case) -> dict[str, Any]:
+    """The further constexprs of a resident program."""
+    return {
+        "HOLD": hold(config, case),
+        "AT_ONCE": min(config.items(work.geometry), 2),
+        "TOGETHER": kept_and_again(work, config)[1],
+        "STAGES": config.stages,
+    }
 
 
 def deals(config: Config, case: Case) -> bool:

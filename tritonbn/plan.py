@@ -11,7 +11,7 @@ from torch import Tensor
 from . import scratch
 from .case import Case, fixed
 from .configs import Config, Epilogue, Mode, Work
-from .cutting import cut_keywords, cut_plan, deals, hold
+from .cutting import cut_keywords, cut_plan, deals, resident_keywords
 from .geometry import MOST_AXES, describe
 from .kernels import (
     backward_kernel,
@@ -169,7 +169,7 @@ class Forward:
         keywords = cut_keywords(work, config, case, whole=config.strategy == "resident")
         keywords |= {"CORRECTION": case.correction, "CUMULATIVE": case.cumulative}
         if config.strategy == "resident":
-            keywords |= {"HOLD": hold(config, case), "AT_ONCE": min(config.items(work.geometry), 2)}
+            keywords |= resident_keywords(work, config, case)
             return cut_plan(resident_forward_kernel, work, config, keywords, [{}], always_counts=case.cumulative)
         keywords |= {"STAGES": config.stages, "RANKS": 0}
         phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
@@ -247,8 +247,7 @@ class Backward:
         strategy = config.strategy if work.mode == "backward" else "sweep"
         keywords = cut_keywords(work, config, case, whole=strategy == "resident")
         if strategy == "resident":
-            keywords |= {"HOLD": hold(config, case), "AT_ONCE": min(config.items(work.geometry), 2)}
-            keywords["REREADS"] = config.rereads
+            keywords |= resident_keywords(work, config, case)
             return cut_plan(resident_backward_kernel, work, config, keywords, [{}])
         phases = {"sweep": SPLIT_BACKWARD[:1], "dataflow": [{"PHASE": "dataflow"}], "split": SPLIT_BACKWARD}[strategy]
         keywords |= {"TRAINING": case.training, "STAGES": config.stages, "RANKS": 0}

@@ -6,9 +6,8 @@ Fitted to the least caps above which ptxas spills nothing (sm_70 to sm_100, 16, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
-from .configs import LAYOUTS, READ, UNMERGED, Config, Merging, Work, merging
+from .configs import LAYOUTS, READ, UNMERGED, Config, Merging, Work, merging, most_together, together
 from .devices import Device
 from .geometry import FULL_ACCESS
 
@@ -25,7 +24,7 @@ LOOPING = 8
 """Where a resident program takes one chunk after the other."""
 
 LOOPING_REREAD = 16
-"""What that adds where dy is read again."""
+"""What that adds where a part of the chunk is read again."""
 
 LOOPING_AMD = 16
 """What it adds on AMD's GPUs."""
@@ -48,18 +47,29 @@ COMPILERS = {
         ("backward", "runs"): (0.88, 0.88),
         ("backward", "pixels"): (0.88, 0.88),
         ("backward", "rows"): (0.88, 0.88),
-        ("rereads", "planes"): (0.857, 1.0),
-        ("rereads", "runs"): (0.95, 1.0),
-        ("rereads", "rows"): (0.52, 1.0),
+        ("rereads", "forward", "rows"): (1.22, 0.71),
+        ("rereads", "forward", "runs"): (1.22, 0.71),
+        ("rereads", "backward", "rows"): (1.17, 0.84),
+        ("rereads", "backward", "runs"): (1.1, 0.86),
     },
     "sm_90": {
         ("backward", "runs"): (0.93, 0.93),
         ("backward", "pixels"): (1.05, 0.82),
-        ("rereads", "rows"): (0.85, 1.0),
+        ("rereads", "forward", "rows"): (1.1, 0.74),
+        ("rereads", "forward", "runs"): (1.1, 0.74),
+        ("rereads", "backward", "planes"): (0.72, 1.0),
+        ("rereads", "backward", "rows"): (0.95, 0.96),
+        ("rereads", "backward", "runs"): (0.95, 0.96),
     },
-    "sm_100": {("rereads", "rows"): (1.1, 1.0)},
+    "hip": {
+        ("backward", "planes"): (1.0, 1.13),
+        ("rereads", "forward", "rows"): (1.45, 1.0),
+        ("rereads", "forward", "runs"): (1.45, 1.0),
+        ("rereads", "backward", "rows"): (1.15, 1.0),
+        ("rereads", "backward", "runs"): (1.75, 1.0),
+    },
 }
-"""How much of what packed tiles need elsewhere they need on these: beside elements, and for each."""
+"""How much of what tiles need elsewhere they need on these, packed on CUDA's: beside elements, and for each."""
 
 AMD = {"forward": 1.25, "backward": 1.15}
 """How much more elements of a resident pass take there, and dealing out their sums."""
@@ -77,9 +87,11 @@ NARROWER = 1 / 8
 HELD_NARROWER = {
     **{("forward", layout): 1 / 8 for layout in LAYOUTS},
     **{("backward", layout): 1 / 4 if layout == "planes" else 1 / 2 for layout in LAYOUTS},
-    **{("rereads", layout): 1 / 8 if layout == "planes" else 0.35 for layout in LAYOUTS},
 }
-"""The same of a resident program; backward there are two tensors, or dy is read again."""
+"""The same of a resident program; backward there are two tensors."""
+
+REREAD_NARROWER = 1 / 4
+"""The same of one that reads a part of its chunk again, at least."""
 
 RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
 """Numbers of each chunk that are merged."""
@@ -93,17 +105,37 @@ HELD_FOLDED = {"forward": 25, "backward": 19}
 PIXELS = {"forward": 6, "backward": 16}
 """What whole pixels as runs add beside."""
 
-REREAD = {"planes": 56, "rows": 108, "runs": 88}
-"""Registers a thread that reads dy again in part, beside all that it keeps."""
+REREAD = {
+    ("forward", "planes"): 40,
+    ("forward", "rows"): 60,
+    ("forward", "runs"): 60,
+    ("backward", "planes"): 56,
+    ("backward", "rows"): 67,
+    ("backward", "runs"): 67,
+}
+"""Registers a thread that reads a part of its chunk again, beside all that it keeps."""
 
-REREAD_X, REREAD_DY = {True: 0.5, False: 1.5}, {True: 0.5, False: 1.0}
-"""For each element of x, and for each of dy that is kept all the same, if these are packed and if not."""
+REREAD_TILE = {"forward": 8, "backward": 0}
+"""What each tile that is loaded at once adds: backward other things take more elsewhere."""
 
-LOOPING_LONGEST = 176
-"""Elements of x where such a program takes one chunk after the other: of more all compilers but Volta's spill a few."""
+REREAD_WIDE = 80
+"""What offsets of 64 bits add."""
 
-REREAD_EARLY = 24
-"""Beside x and all of dy, if not in planes: some compilers load early what is read again."""
+REREAD_ELEMENT = {
+    ("forward", "planes", True): 0.55,
+    ("forward", "rows", True): 0.7,
+    ("forward", "runs", True): 0.7,
+    ("backward", "planes", True): 1.0,
+    ("backward", "rows", True): 1.2,
+    ("backward", "runs", True): 1.2,
+    ("forward", "planes", False): 1.5,
+    ("forward", "rows", False): 1.0,
+    ("forward", "runs", False): 1.0,
+    ("backward", "planes", False): 2.0,
+    ("backward", "rows", False): 2.0,
+    ("backward", "runs", False): 2.1,
+}
+"""For each element of x that it keeps, backward with one of dy: packed in 16 bits, or converted."""
 
 DOUBLE_SPARE = 2.6
 """How many times HELD_SPARE it is in float64."""
@@ -184,14 +216,18 @@ def registers_needed(work: Work, config: Config, device: Device) -> int:
     return min(8 * math.ceil(needed / 8), max(MOST_REGISTERS, math.ceil(needed)))
 
 
-def fewest_rereads(work: Work, config: Config, registers: Iterable[int], device: Device) -> set[int]:
-    """Tiles of dy that have to be read again with so many registers a thread, for each number that suffices."""
-    tiles = config.tiles_per_chunk
-    middle = min(tiles, max(2, tiles // 2))
-    one, some, least = (exactly_needed(work, config.but(rereads=n), device) for n in (1, middle, tiles))
-    each = (one - some) / max(1, middle - 1)  # as many less with each tile, but never fewer than for all of them
-    fewest = (1 + math.ceil(round((one - most) / each, 6)) if each else tiles for most in registers if most >= least)
-    return {min(tiles, max(1, again)) for again in fewest}
+def fewest_rereads(work: Work, config: Config, registers: int, device: Device) -> int:
+    """Tiles of a chunk that have to be read again with so many registers a thread; 0 where not even one can be kept."""
+
+    def beyond(rereads: int) -> float:
+        return exactly_needed(work, config.but(rereads=rereads), device) - registers
+
+    at_a_time = most_together(work.mode)
+    each = beyond(1) - beyond(2)  # as many registers less with each
+    rereads = 1 + max(0, math.ceil(round(beyond(1) / each, 6)))
+    if rereads >= (many := 2 * at_a_time):
+        rereads = many + at_a_time * max(0, math.ceil(round(beyond(many) / each / at_a_time, 6)))
+    return rereads if rereads < config.tiles_per_chunk else 0
 
 
 def exactly_needed(work: Work, config: Config, device: Device) -> float:
@@ -201,7 +237,8 @@ def exactly_needed(work: Work, config: Config, device: Device) -> float:
     needed = registers(work, config, device, per_thread)
     narrower = NARROWER
     if config.strategy == "resident":
-        narrower = HELD_NARROWER["rereads" if config.rereads else work.mode, work.read_by(config).layout]
+        narrower = HELD_NARROWER[work.mode, work.read_by(config).layout]
+        narrower = max(narrower, REREAD_NARROWER if config.rereads else 0)
     needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
     return round(needed, 6)
 
@@ -214,31 +251,25 @@ def most_registers(config: Config, per_sm: int, device: Device) -> int:
 def held_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
     """Of a resident program, so many elements a thread."""
     mode, layout, double = work.mode, work.read_by(config).layout, max(1, work.itemsize // 4)
-    beside, element, least = (
-        reread_registers(work, config, device, per_thread)
-        if config.rereads
-        else kept_registers(work, config, per_thread)
-    )
-    compiler = COMPILERS.get(device.arch, {}) if config.packed else {}
-    kind = ("rereads", layout) if config.rereads else (mode, "pixels" if has_pixels(work, config) else layout)
-    if better := compiler.get(kind):
-        beside, element = beside * better[0], element * better[1]
-        least *= 1 if config.rereads else better[0]
-    elif config.packed and per_thread <= LONGEST and (long := HELD_LONG.get((mode, layout))):
+    beside, element, least = (reread_registers if config.rereads else kept_registers)(work, config, per_thread)
+    compiler = COMPILERS.get(device.arch if config.packed else device.backend, {})
+    kind = mode, "pixels" if has_pixels(work, config) else layout
+    if better := compiler.get(("rereads", mode, layout) if config.rereads else kind):
+        beside, element, least = beside * better[0], element * better[1], least * better[0]
+    elif config.packed and not config.rereads and per_thread <= LONGEST and (long := HELD_LONG.get((mode, layout))):
         beside, element = min((beside, element), long, key=lambda line: line[0] + line[1] * per_thread)
     looping = LOOPING + (LOOPING_REREAD if config.rereads else 0)
     if device.backend == "hip":
-        element, least = element * AMD[mode], least * AMD[mode]
-        beside *= AMD_ROWS[mode] if layout == "rows" else 1
         looping += LOOPING_AMD
+        if not config.rereads:
+            element, least = element * AMD[mode], least * AMD[mode]
+            beside *= AMD_ROWS[mode] if layout == "rows" else 1
     if layout == "runs" and mode == "backward" and work.epilogue != "none":
         beside += FOLDED_EPILOGUE
     if work.itemsize > 2 and mode == "forward":
         beside += OFFSETS
     if config.items(work.geometry) > 1:
         beside += looping
-        if config.rereads and config.packed and per_thread > LOOPING_LONGEST and device.arch != "sm_70":
-            least = MOST_REGISTERS + 1
     merged = merging(config, work.geometry, device)
     if merged.chunks > 1 and device.arch != "sm_70":  # whose compiler finds room for both
         beside += SPANS if merged.spans else 0
@@ -258,13 +289,12 @@ def kept_registers(work: Work, config: Config, per_thread: int) -> tuple[float, 
     return beside, HELD_ELEMENT[mode, layout, config.packed], least
 
 
-def reread_registers(work: Work, config: Config, device: Device, per_thread: int) -> tuple[float, float, float]:
-    """The same where dy is kept in part or not at all."""
-    layout, kept_dy = work.read_by(config).layout, 1 - config.rereads / config.tiles_per_chunk
-    element = REREAD_X[config.packed] + REREAD_DY[config.packed] * kept_dy
-    early = config.packed and layout != "planes" and device.arch != "sm_70"
-    beside, least = REREAD[layout], REREAD_EARLY + per_thread if early else 0.0
-    return beside * (DOUBLE_SPARE if work.itemsize > 4 else 1), element, least
+def reread_registers(work: Work, config: Config, per_thread: int) -> tuple[float, float, float]:
+    """The same where a part of the chunk is read again."""
+    kind, at_a_time = (work.mode, work.read_by(config).layout), together(config.rereads, work.mode)
+    beside = REREAD[kind] * (DOUBLE_SPARE if work.itemsize > 4 else 1)
+    beside += REREAD_TILE[work.mode] * at_a_time + (REREAD_WIDE if work.geometry.index_bits > 32 else 0)
+    return beside, REREAD_ELEMENT[(*kind, config.packed)], 0.0
 
 
 def streamed_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:

@@ -21,8 +21,6 @@ class Space:
     strategies: tuple[Strategy, ...]
     held: int = 0
     """Most elements of a tensor that a thread of a resident program holds."""
-    reread: int = 0
-    """Most elements of x that it holds if it reads dy again; at least a third as many as above."""
     streamed: tuple[int, ...] = (8, 16, 32)
     """The same where a program takes one tile after the other."""
     num_warps: tuple[int, ...] = (1, 2, 4, 8)
@@ -44,15 +42,15 @@ SPACES: dict[tuple[Mode, Layout], Space] = {
     ("forward", "planes"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("forward", "runs"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
     ("forward", "rows"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "planes"): Space(ALL, held=128, reread=320, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "runs"): Space(ALL, held=128, reread=320, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "rows"): Space(ALL, held=128, reread=320, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "planes"): Space(ALL, held=176, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "runs"): Space(ALL, held=176, tiles_per_chunk=CHUNKS, stages=STAGES),
+    ("backward", "rows"): Space(ALL, held=176, tiles_per_chunk=CHUNKS, stages=STAGES),
     **{(mode, layout): MERGING for mode in ("sums", "moments") for layout in LAYOUTS},
     **{(mode, layout): PASSING for mode in UNMERGED for layout in LAYOUTS},
     **{("inference", layout): Space(("split",)) for layout in LAYOUTS},
 }
 
-MOST_MERGED = 32768
+MOST_MERGED = 262144
 """Most results of chunks, of all channels of a block together, that one program merges."""
 
 MOST_CONVERTED = 32
@@ -69,6 +67,12 @@ MOST_SHUFFLED = 8
 
 MOST_HELD = 57344
 """Elements of one tensor that a resident program holds: more than one program could keep of x and of dy together."""
+
+UNDER_WAY = (1, 2, 3, 4, 6, 8)
+"""Blocks of channels that the GPU may have under way at once where their chunks are read again."""
+
+REREAD_STAGES = 3
+"""Of them, where copies from memory go on beside the computation."""
 
 EVERY_LENGTH, LONGER = 16, 2
 """Tiles up to which chunks of any number of them are considered, and the steps in which longer ones are."""
@@ -127,26 +131,33 @@ def resident(work: Work, device: Device, found: Space, cuts: list[Config]) -> It
         if config.num_warps >= LEAST_WARPS or config.elements < LEAST_WARPS * device.warp_size * access:
             tiles, part = config.tiles(work.geometry), min(1, 2 / work.itemsize) / access
             longest = MOST_HELD / config.elements if config.num_warps >= LEAST_WARPS else EVERY_LENGTH
-            most, more = (int(min(n * part, longest)) for n in (found.held, found.reread))
-            for tiles_per_chunk in lengths(tiles, most if a_thread == access else 1):
+            most = int(min(found.held * part, longest)) if a_thread == access else 1
+            for tiles_per_chunk in lengths(tiles, most):
                 yield config.but(strategy="resident", tiles_per_chunk=tiles_per_chunk)
-            for tiles_per_chunk in lengths(tiles, more if a_thread == access else 0):
-                if tiles_per_chunk > most // 3:
-                    longer = config.but(strategy="resident", tiles_per_chunk=tiles_per_chunk)
-                    yield from rereading(work, longer, device)
+            if a_thread == access:
+                yield from rereading(work, config.but(strategy="resident", packed=packs(work, device)), device)
 
 
 def rereading(work: Work, config: Config, device: Device) -> Iterator[Config]:
-    """The config with as few tiles of dy read again as let an SM hold so many programs, for every number of them."""
-    whole = config.but(rereads=config.tiles_per_chunk, packed=packs(work, device))
-    programs = config.chunks(work.geometry) * config.channel_blocks(work.geometry)
-    most = places(work, whole, registers_needed(work, whole, device), device)
-    limits: dict[int, list[int]] = {0: [], device.sm_count: []}
-    for per_sm in range(1, most + 1):  # where a program takes several chunks it needs more registers
-        limits[device.sm_count * (programs > per_sm * device.sm_count)].append(most_registers(whole, per_sm, device))
-    found = (fewest_rereads(work, whole.but(at_once=each), limits[each], device) for each in limits)
-    for rereads in sorted(set().union(*found)):
-        yield whole.but(rereads=rereads)
+    """Chunks of a block of channels, or of a few, in all places of the GPU: too long for them, so only in part kept."""
+    tiles, blocks = config.tiles(work.geometry), config.channel_blocks(work.geometry)
+    streamed = config.but(stages=REREAD_STAGES if pipelines(device) else 1, tiles_per_chunk=2, rereads=1)
+    most = places(work, streamed, registers_needed(work, streamed, device), device)
+    limits = {most_registers(config, n, device): n for n in range(1, most + 1)}
+    found = set()
+    for registers, per_sm in limits.items():
+        slots = per_sm * device.sm_count
+        for under_way in (n for n in UNDER_WAY if n <= min(blocks, slots)):
+            length = math.ceil(tiles / (slots // under_way))
+            whole = config.but(tiles_per_chunk=length, at_once=slots)
+            if registers_needed(work, whole, device) > registers:
+                cut = streamed.but(tiles_per_chunk=length)
+                found.add((length, fewest_rereads(work, cut.but(at_once=slots), registers, device)))
+            elif work.mode == "forward":  # which gains nothing from places that cost it a second reading
+                return
+    for length, rereads in sorted(found):
+        if rereads:
+            yield streamed.but(tiles_per_chunk=length, rereads=rereads)
 
 
 def packs(work: Work, device: Device) -> bool:

@@ -37,8 +37,9 @@ def test_several_strategies_leave_the_choice_to_the_model(launches):
 
 
 def test_none_that_can_run(launches):
-    with pytest.raises(
-        StrategyError, match="expected a strategy that can run forward of such an input, got 'resident'"
+    with (
+        pytest.raises(StrategyError, match="expected a strategy that can run forward of such an input, got 'resident'"),
+        tritonbn.targets.assume("H100", concurrent=False),
     ):
         train((2, 1, 4096, 4096), strategies=("resident",))
     x, vector = torch.empty((2, 8), device="meta"), torch.empty(8, device="meta")

@@ -21,7 +21,7 @@ MARKS = {"tiles_per_chunk": "t", "chunk_tiles": "t", "run_tiles": "r", "stages":
 
 LEGEND = (
     "config: strategy, tile (channels x outer x inner), w warps, t tiles a chunk and r a run, s stages, l lanes, "
-    "packed, rereads so many tiles of dy"
+    "packed, rereads so many tiles"
 )
 
 UNLIMITED = 10000

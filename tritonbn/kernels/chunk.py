@@ -1,13 +1,36 @@
 """A chunk that a resident program keeps in registers: a tuple of tiles, as many as its config says.
 
+Of a chunk that finds no room only the first TILES are kept. The others are read twice, TOGETHER at a time: 0 where
+there are none.
 MASK_O and MASK_I have two bits for each tile of a chunk: the mask that it needs (tile.py), as only the last ones do.
+Behind those of the tiles that are kept follow those of TOGETHER others, whichever they are.
 """
 
 import triton
 import triton.language as tl
 
 from .upstream import load_clue
-from .view import load_view
+from .view import load_view, tiles_of_block
+
+
+@triton.jit
+def tiles_and_parts(
+    chunk, chunks, outer, inner, TILES: tl.constexpr, TOGETHER: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INDEX: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """The first tile of a chunk, and in how many parts of TOGETHER tiles those follow that it reads again.
+
+    Parts are dealt out as evenly as can be, the last chunks having one more: of the very last some tiles may not exist.
+    """
+    first, parts = chunk * TILES, 0
+    if TOGETHER:
+        behind = tiles_of_block(outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN) - chunks * TILES
+        everywhere = tl.cdiv(behind, TOGETHER)
+        parts, left = everywhere // chunks, everywhere % chunks
+        fuller = chunk - (chunks - left)
+        first += (chunk * parts + tl.maximum(fuller, 0)) * TOGETHER
+        parts += (fuller >= 0).to(INDEX)
+    return first, parts
 
 
 @triton.jit
@@ -30,28 +53,6 @@ def load_chunk(
         )  # fmt: skip
         tiles, masks = tiles + (tile,), masks + (mask,)
     return tiles, masks
-
-
-@triton.jit
-def tile_of(
-    held, t: tl.constexpr, x, first, block, c, channels, outer, outer_1, outer_2, inner,
-    stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
-    """A tile of a chunk that load_chunk has held; of one that is not held, from memory."""
-    if t < len(held):
-        tile = held[t]
-    else:
-        tile, _ = load_view(
-            x, first + t, block, c, channels, outer, outer_1, outer_2, inner,
-            stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
-        )  # fmt: skip
-    return tile
 
 
 @triton.jit

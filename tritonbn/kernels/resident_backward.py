@@ -1,14 +1,14 @@
 """Backward in one launch with x and dy read once: a chunk of each is kept until its channels' sums are known.
 
-Of dy all but the last REREADS tiles, which are read again: where the chunks of both would not find room. The formulas
-are in backward.py.
+Of a chunk that finds no room only the first TILES are, and the others read again (chunk.py). The formulas are in
+backward.py.
 """
 
 import triton
 import triton.language as tl
 
 from .channel import VECTORS, load_statistics, scale_and_shift
-from .chunk import anew, load_chunk, load_clues, loaded, packed, tile_of, where_loaded
+from .chunk import anew, load_chunk, load_clues, loaded, packed, tiles_and_parts, where_loaded
 from .exchange import meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
 from .partials import add_sums, last_to_add, load_pair, rows_of, store_pair
@@ -36,7 +36,7 @@ def resident_backward_kernel(
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr, REREADS: tl.constexpr,
+    HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
@@ -46,54 +46,38 @@ def resident_backward_kernel(
     for item in range(begin, end, step):
         block, chunk = item // chunks, (item % chunks).to(INDEX)
         c = block_channels(block, BLOCK_C, INDEX)
-        first = chunk * TILES
+        first, parts = tiles_and_parts(chunk, chunks, outer, inner, TILES, TOGETHER, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-        held_dy, _ = load_chunk(
-            dy, first, TILES - REREADS, block, c, channels, outer, outer_1, outer_2, inner,
-            dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+        held_dy, held_x, clues, masks = load_gradients(
+            dy, x, residual, signs, first, TILES, block, c, channels, outer, outer_1, outer_2, inner,
+            dy_o0, dy_o1, dy_o2, dy_c, dy_i, x_o0, x_o1, x_o2, x_c, x_i, r_o0, r_o1, r_o2, r_c, r_i,
+            HOLD, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
-        held_x, masks = load_chunk(
-            x, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
-        clues = load_clues(
-            residual, signs, first, TILES, block, c, channels, outer, outer_1, outer_2, inner,
-            r_o0, r_o1, r_o2, r_c, r_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
-        held_dy, held_x = loaded(held_dy, HOLD), loaded(held_x, HOLD)
-        if residual is not None:
-            clues = loaded(clues, HOLD)
-        wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
         sum_dz = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
-        sum_dz_x = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
-        for t in tl.static_range(TILES):
-            dy_tile = tile_of(
-                held_dy, t, dy, first, block, c, channels, outer, outer_1, outer_2, inner,
-                dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            deviation = held_x[t].to(ACCUMULATOR) - wide_mean
-            dz = gradient_of_z(
-                dy_tile.to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
-                ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-            )  # fmt: skip
-            if dresidual is not None:
-                store_view(
-                    dresidual, dz, first + t, block, c, channels, outer, outer_1, outer_2, inner,
-                    dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
+        sum_dz, sum_dz_x = add_gradients(
+            sum_dz, sum_dz, held_dy, held_x, clues, masks, dresidual, signs, mean, scale, shift, slope,
+            first, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+            ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+        if TOGETHER:
+            for part in tl.range(0, parts, num_stages=STAGES):
+                tile = first + TILES + part * TOGETHER
+                more_dy, more_x, more_clues, more_masks = load_gradients(
+                    dy, x, residual, signs, tile, TOGETHER, block, c, channels, outer, outer_1, outer_2, inner,
+                    dy_o0, dy_o1, dy_o2, dy_c, dy_i, x_o0, x_o1, x_o2, x_c, x_i, r_o0, r_o1, r_o2, r_c, r_i,
+                    HOLD, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
                 )  # fmt: skip
-            dz = where_loaded(masks[t], dz, ACTIVATION)
-            sum_dz += dz
-            sum_dz_x += dz * deviation
+                sum_dz, sum_dz_x = add_gradients(
+                    sum_dz, sum_dz_x, more_dy, more_x, more_clues, more_masks,
+                    dresidual, signs, mean, scale, shift, slope,
+                    tile, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+                    ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
+                )  # fmt: skip
         total_dz = channel_sum(sum_dz, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
         total_dz_x = channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
 
@@ -125,24 +109,115 @@ def resident_backward_kernel(
             clues = packed(clues, HOLD, BLOCK_K == 1)
         mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-        wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        first = anew(first, HOLD if REREADS else None, BLOCK_K == 1)
-        for t in tl.static_range(TILES - 1, -1, -1):  # masks of the last tile cost registers if they come last
-            dy_tile = tile_of(
-                held_dy, t, dy, first, block, c, channels, outer, outer_1, outer_2, inner,
-                dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            deviation = held_x[t].to(ACCUMULATOR) - wide_mean
-            dz = gradient_of_z(
-                dy_tile.to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
-                ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-            )  # fmt: skip
-            gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)
+        first = anew(first, HOLD if TOGETHER else None, BLOCK_K == 1)
+        if TOGETHER:
+            for part in tl.range(0, parts, num_stages=STAGES):  # the last first, which the L2 still has
+                tile = first + TILES + (parts - 1 - part) * TOGETHER
+                more_dy, more_x, more_clues, more_masks = load_gradients(
+                    dy, x, residual, signs, tile, TOGETHER, block, c, channels, outer, outer_1, outer_2, inner,
+                    dy_o0, dy_o1, dy_o2, dy_c, dy_i, x_o0, x_o1, x_o2, x_c, x_i, r_o0, r_o1, r_o2, r_c, r_i,
+                    HOLD, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
+                )  # fmt: skip
+                write_dx(
+                    more_dy, more_x, more_clues, signs, mean, scale, shift, slope, x_factor, offset,
+                    dx, tile, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+                    ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
+                )  # fmt: skip
+        write_dx(
+            held_dy, held_x, clues, signs, mean, scale, shift, slope, x_factor, offset,
+            dx, first, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+            ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+
+
+@triton.jit
+def load_gradients(
+    dy, x, residual, signs, first, TILES: tl.constexpr, block, c, channels, outer, outer_1, outer_2, inner,
+    dy_o0, dy_o1, dy_o2, dy_c, dy_i, x_o0, x_o1, x_o2, x_c, x_i, r_o0, r_o1, r_o2, r_c, r_i,
+    HOLD: tl.constexpr,
+    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+):  # fmt: skip
+    """Tiles of dy and of x, what z cannot be known without beside x, and the masks; all loads are under way first."""
+    tiles_dy, _ = load_chunk(
+        dy, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
+        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+    )  # fmt: skip
+    tiles_x, masks = load_chunk(
+        x, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+    )  # fmt: skip
+    clues = load_clues(
+        residual, signs, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
+        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+    )  # fmt: skip
+    tiles_dy, tiles_x = loaded(tiles_dy, HOLD), loaded(tiles_x, HOLD)
+    if residual is not None:
+        clues = loaded(clues, HOLD)
+    return tiles_dy, tiles_x, clues, masks
+
+
+@triton.jit
+def add_gradients(
+    sum_dz, sum_dz_x, tiles_dy, tiles_x, clues, masks, dresidual, signs, mean, scale, shift, slope,
+    first, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+):  # fmt: skip
+    """The sums of dz and of dz (x - mean), element by element, with these tiles; writes their dresidual if wanted."""
+    wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+    for t in tl.static_range(len(tiles_x)):
+        deviation = tiles_x[t].to(ACCUMULATOR) - wide_mean
+        dz = gradient_of_z(
+            tiles_dy[t].to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
+            ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
+        )  # fmt: skip
+        if dresidual is not None:
             store_view(
-                dx, gradient, first + t, block, c, channels, outer, outer_1, outer_2, inner,
+                dresidual, dz, first + t, block, c, channels, outer, outer_1, outer_2, inner,
                 dx_o0, dx_o1, dx_o2, dx_c, dx_i,
                 OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
                 BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
             )  # fmt: skip
+        dz = where_loaded(masks[t], dz, ACTIVATION)
+        sum_dz += dz
+        sum_dz_x += dz * deviation
+    return sum_dz, sum_dz_x
+
+
+@triton.jit
+def write_dx(
+    tiles_dy, tiles_x, clues, signs, mean, scale, shift, slope, x_factor, offset,
+    dx, first, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+):  # fmt: skip
+    """Write dx of these tiles."""
+    wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+    for t in tl.static_range(len(tiles_x) - 1, -1, -1):  # masks of the last tile cost registers if they come last
+        deviation = tiles_x[t].to(ACCUMULATOR) - wide_mean
+        dz = gradient_of_z(
+            tiles_dy[t].to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
+            ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
+        )  # fmt: skip
+        gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)
+        store_view(
+            dx, gradient, first + t, block, c, channels, outer, outer_1, outer_2, inner,
+            dx_o0, dx_o1, dx_o2, dx_c, dx_i,
+            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
+        )  # fmt: skip

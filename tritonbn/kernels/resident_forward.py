@@ -1,17 +1,20 @@
-"""Training forward in one launch, x read once: a chunk is kept in registers until its channels are known (chunk.py)."""
+"""Training forward in one launch, x read once: a chunk is kept in registers until its channels are known (chunk.py).
+
+Of a chunk that finds no room only the first TILES are, and the others read again.
+"""
 
 import triton
 import triton.language as tl
 
 from .affine import store_y
 from .channel import VECTORS, load_affine, load_statistics, store_statistics
-from .chunk import anew, load_chunk, loaded, packed
+from .chunk import anew, load_chunk, loaded, packed, tiles_and_parts
 from .exchange import meet, my_items, release, wait
 from .finish import finish_channels
 from .partials import rows_of
 from .rounding import inverse_sqrt
 from .view import block_channels, values_before
-from .welford import last_to_merge, mean_of, merge_chunks, moments_about, store_moments
+from .welford import centre_of, last_to_merge, mean_of, merge_chunks, moments_about, store_moments, sums_about
 
 EVERYONE_MERGES = tl.constexpr(32)
 """So many chunks of a channel, fewer of a block, every program merges itself; of more the last to arrive publishes."""
@@ -38,7 +41,7 @@ def resident_forward_kernel(
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr,
+    HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
@@ -49,20 +52,35 @@ def resident_forward_kernel(
         block, chunk = item // chunks, (item % chunks).to(INDEX)
         c = block_channels(block, BLOCK_C, INDEX)
         factor, shift = load_affine(weight, bias, c, channels, ACCUMULATOR)
+        first, parts = tiles_and_parts(chunk, chunks, outer, inner, TILES, TOGETHER, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
         held, masks = load_chunk(
-            x, chunk * TILES, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+            x, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip
         held = loaded(held, HOLD)
-        before = values_before(chunk * TILES, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN)
-        count = values_before((chunk + 1) * TILES, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before
-        count = count.to(ACCUMULATOR)
-        mean = mean_of(held, count, ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        before = values_before(first, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN)
+        count = values_before(first + TILES, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before
+        mean = mean_of(held, count.to(ACCUMULATOR), ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
         held = packed(held, HOLD)
-        centre, offset, M2 = moments_about(
-            mean, held, masks, count, ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C, BLOCK_I
-        )
+        centre = centre_of(mean, x, TOGETHER)
+        deviation, squares = sums_about(centre, held, masks, ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+        if TOGETHER:
+            for part in tl.range(0, parts, num_stages=STAGES):
+                more, more_masks = load_chunk(
+                    x, first + TILES + part * TOGETHER, TOGETHER, block, c, channels, outer, outer_1, outer_2, inner,
+                    x_o0, x_o1, x_o2, x_c, x_i,
+                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
+                )  # fmt: skip
+                more_deviation, more_squares = sums_about(
+                    centre, loaded(more, HOLD), more_masks, ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_I
+                )
+                deviation, squares = deviation + more_deviation, squares + more_squares
+            behind = first + TILES + parts * TOGETHER
+            count = values_before(behind, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before
+        count = count.to(ACCUMULATOR)
+        offset, M2 = moments_about(deviation, squares, count, x, TOGETHER, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
 
         values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
         variance, last = M2 / count, True
@@ -98,12 +116,48 @@ def resident_forward_kernel(
                 wait(counters, block, blocks, chunk, BLOCK_K)
             mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         held = packed(held, HOLD)
-        first = anew(chunk * TILES, HOLD if CHANNELS_LAST or RUN else None)
-        for t in tl.static_range(TILES - 1, -1, -1):  # masks of the last tile cost registers if they come last
-            store_y(
-                held[t].to(ACCUMULATOR), mean, factor * invstd, shift, y, residual, signs, slope,
-                first + t, block, c, channels, outer, outer_1, outer_2, inner,
-                y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
-                ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
-            )  # fmt: skip
+        first = anew(first, HOLD if CHANNELS_LAST or RUN or TOGETHER else None)
+        if TOGETHER:
+            for part in tl.range(0, parts, num_stages=STAGES):  # the last first, which the L2 still has
+                tile = first + TILES + (parts - 1 - part) * TOGETHER
+                more, _ = load_chunk(
+                    x, tile, TOGETHER, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
+                )  # fmt: skip
+                write_y(
+                    loaded(more, HOLD), mean, factor * invstd, shift, y, residual, signs, slope,
+                    tile, block, c, channels, outer, outer_1, outer_2, inner,
+                    y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
+                    ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
+                )  # fmt: skip
+        write_y(
+            held, mean, factor * invstd, shift, y, residual, signs, slope,
+            first, block, c, channels, outer, outer_1, outer_2, inner,
+            y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
+            ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+
+
+@triton.jit
+def write_y(
+    tiles, mean, scale, shift, y, residual, signs, slope,
+    first, block, c, channels, outer, outer_1, outer_2, inner,
+    y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
+    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
+    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+):  # fmt: skip
+    """Write y of the tiles from `first` on."""
+    for t in tl.static_range(len(tiles) - 1, -1, -1):  # masks of the last tile cost registers if they come last
+        store_y(
+            tiles[t].to(ACCUMULATOR), mean, scale, shift, y, residual, signs, slope,
+            first + t, block, c, channels, outer, outer_1, outer_2, inner,
+            y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
+            ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
+        )  # fmt: skip

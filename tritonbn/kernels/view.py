@@ -47,6 +47,19 @@ def tiles_of_chunk(
 
 
 @triton.jit
+def tiles_of_block(
+    outer, inner,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INDEX: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """How many tiles a block of channels has."""
+    if RUN:
+        tiles = tl.cdiv(tl.cdiv(tl.cast(outer, INDEX) * inner, FOLD), BLOCK_O)
+    else:
+        tiles = tl.cdiv(tl.cast(outer, INDEX), BLOCK_O) * tl.cdiv(tl.cast(inner, INDEX), BLOCK_I)
+    return tiles
+
+
+@triton.jit
 def values_before(
     tile, outer, inner,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,

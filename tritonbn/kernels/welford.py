@@ -1,10 +1,10 @@
 """Welford statistics in blocks: the mean and M2 of a chunk from centred values, chunks merged by Chan's rule.
 
 Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). A chunk in registers is centred on its
-own mean. Of one that is read tile after tile the first tile's mean serves all: digits are lost only where that tile is
-unlike the rest, at worst in proportion to the tiles per chunk. Parts merge as M2 = M2_a + M2_b + delta^2 n_a n_b / n,
-here for all chunks of a channel at once. A chunk's mean is published in two parts, the centre and what was found
-relative to it: one far above the deviation costs no digits.
+own mean, one of which only a part is there on that part's. Of one that is read tile after tile the first tile's mean
+serves all: digits are lost only where that part is unlike the rest, at worst in proportion to how much more there is.
+Parts merge as M2 = M2_a + M2_b + delta^2 n_a n_b / n, here for all chunks of a channel at once. A chunk's mean is
+published in two parts, the centre and what was found relative to it: one far above the deviation costs no digits.
 """
 
 import triton
@@ -42,31 +42,51 @@ def mean_of(
 
 
 @triton.jit
-def moments_about(
-    mean, tiles, masks, count,
-    ACCUMULATOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
-    """The tiles' mean, as centre and offset, and M2, from their mean as mean_of found it.
+def needs_offset(x, TOGETHER: tl.constexpr):
+    """Whether the mean of what is held is not the chunk's: where it holds less, and where rounding it loses digits.
 
-    What float32 and float64 lose by rounding it is found again; of 16-bit values inf and NaN alone get that far.
+    So float32 and float64 do; of 16-bit values the mean is as exact as they are.
     """
-    IS_WIDE: tl.constexpr = tiles[0].dtype.primitive_bitwidth > 16
-    centre, offset = mean, tl.zeros_like(mean)
-    if IS_WIDE:
+    return tl.constexpr(TOGETHER > 0 or x.dtype.element_ty.primitive_bitwidth > 16)
+
+
+@triton.jit
+def centre_of(mean, x, TOGETHER: tl.constexpr):
+    """What a chunk is centred on, from the mean of what is held; of 16-bit values inf and NaN get that far."""
+    centre = mean
+    if needs_offset(x, TOGETHER):
         centre = finite_or_zero(mean)
+    return centre
+
+
+@triton.jit
+def sums_about(
+    centre, tiles, masks,
+    ACCUMULATOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """The sums of (value - centre) and of its square over these tiles, element by element."""
     wide_centre = spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
     deviation = tiles[0].to(ACCUMULATOR) - tl.where(masks[0], wide_centre, 0.0)
     squares = deviation * deviation
     for t in tl.static_range(1, len(tiles)):
         further = tiles[t].to(ACCUMULATOR) - tl.where(masks[t], wide_centre, 0.0)
         squares += further * further
-        if IS_WIDE:
-            deviation += further
+        deviation += further
+    return deviation, squares
+
+
+@triton.jit
+def moments_about(
+    deviation, squares, count, x, TOGETHER: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A chunk's mean less its centre, and M2, from what sums_about found of all its tiles."""
     M2 = channel_sum(squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-    if IS_WIDE:
+    offset = tl.zeros_like(M2)
+    if needs_offset(x, TOGETHER):
         offset, M2 = centred_moments(channel_sum(deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C), M2, count)
-    return centre, offset, M2
+    return offset, M2
 
 
 @triton.jit
