@@ -23,7 +23,7 @@ FOLDED_EPILOGUE = 28
 LOOPING = 8
 """Where a resident program takes one chunk after the other."""
 
-LOOPING_REREAD = 16
+LOOPING_REREAD = 28
 """What that adds where a part of the chunk is read again."""
 
 LOOPING_AMD = 16
