@@ -1,5 +1,7 @@
 """Every strategy against the float64 reference, with any number of chunks a channel; the same bits in any order."""
 
+from random import Random
+
 import pytest
 import torch
 from interleaving import side_by_side
@@ -124,6 +126,25 @@ def test_a_last_chunk_of_fewer_tiles(cut, shape, memory_format, sizes, tiles, wa
     cut(*sizes, **WAYS.get(way, {"strategy": "resident", "rereads": tiles - 1}) | {"tiles_per_chunk": tiles})
     with side_by_side(0, SLOTS):
         compare(x, dy=dy, **vectors(shape[1]))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_chunks_that_are_read_again_of_any_shape(cut, seed):
+    """Any tile, length of chunks and part of them that is kept, with an activation and a residual or without."""
+    draw = Random(seed)
+    shape = draw.choice((1, 2, 3, 5, 8, 12, 17)), draw.randint(1, 8), draw.choice((1, 3, 4, 7, 8, 9))
+    shape, memory_format = (draw.randint(2, 4), *shape), draw.choice((FIRST, LAST))
+    x, dy = pair(shape, memory_format, draw.choice(DTYPES))
+    last = (draw.choice((8, 16)), 1, draw.choice((2, 4, 8)))
+    tile = last if memory_format is LAST else (1, draw.choice((1, 1, 2)), draw.choice((4, 8, 16)))
+    length = draw.randint(2, 9)
+    cut(*tile, length, strategy="resident", rereads=draw.randint(1, length - 1))
+    activation = draw.choice((None, "relu", "silu", "leaky_relu"))
+    with side_by_side(seed, slots=4096, shuffled=seed % 2 == 1):
+        if activation:
+            check(x, dy, activation, training=True, dy=dy)
+        else:
+            compare(x, dy=dy, **vectors(shape[1], torch.float64 if x.dtype == torch.float64 else torch.float32))
 
 
 @pytest.mark.parametrize(
