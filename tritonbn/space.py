@@ -51,7 +51,7 @@ SPACES: dict[tuple[Mode, Layout], Space] = {
 }
 
 MOST_MERGED = 262144
-"""Most results of chunks, of all channels of a block together, that one program merges."""
+"""Most results of chunks, of all channels of a block together, that are merged, span by span if they are many."""
 
 MOST_CONVERTED = 32
 """Elements of 16 bits a thread that may be kept as 32 bits, where they can be kept as they are."""
@@ -66,13 +66,13 @@ MOST_SHUFFLED = 8
 """Elements a thread of a folded tile that one warp adds up alone, each of which all threads ask all others for."""
 
 MOST_HELD = 57344
-"""Elements of one tensor that a resident program holds: more than one program could keep of x and of dy together."""
+"""Elements of one tensor that a resident program holds if it reads none again."""
 
 UNDER_WAY = (1, 2, 3, 4, 6, 8)
 """Blocks of channels that the GPU may have under way at once where their chunks are read again."""
 
 REREAD_STAGES = 3
-"""Of them, where copies from memory go on beside the computation."""
+"""Stages of the loops that do so, where copies from memory go on beside the computation."""
 
 EVERY_LENGTH, LONGER = 16, 2
 """Tiles up to which chunks of any number of them are considered, and the steps in which longer ones are."""
