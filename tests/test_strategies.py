@@ -219,14 +219,12 @@ def test_cumulative_average(cut, cuts, way):
     torch.testing.assert_close(var, truth.running_var.float())
 
 
-def trained(x, residual):
+def trained(x, residual, activation="leaky_relu"):
     """All that a training step computes."""
     given = vectors(x.shape[1])
     leaves = [t.clone().requires_grad_() for t in (x, residual, given["weight"], given["bias"])]
     running = given["running_mean"], given["running_var"]
-    y = tritonbn.batch_norm(
-        leaves[0], *running, *leaves[2:], training=True, residual=leaves[1], activation="leaky_relu"
-    )
+    y = tritonbn.batch_norm(leaves[0], *running, *leaves[2:], training=True, residual=leaves[1], activation=activation)
     return y.detach(), *running, *torch.autograd.grad(y, leaves, residual)
 
 

@@ -86,6 +86,27 @@ def test_bytes_of_what_is_read_again(cut, shape, memory_format, sizes, rereads):
     assert forward.loaded["x"] == backward.loaded["x"] == backward.loaded["dy"] == (4 + rereads) / 4 * bytes_of_x
 
 
+def test_bytes_of_planes_whose_edges_are_read_apart(cut):
+    cut(1, 1, 512, 4, strategy="resident", edges=1)
+    x, residual, dy = (random((8, 8, 35, 35), torch.float16, seed) for seed in range(3))
+    bytes_of_x = x.numel() * x.element_size()
+    with side_by_side(0, slots=64):
+        with counted() as forward:
+            y = tritonbn.batch_norm(
+                x.requires_grad_(), None, None, training=True, residual=residual.requires_grad_(), activation="silu"
+            )
+        with counted() as backward:
+            torch.autograd.grad(y, [x, residual], dy)
+    for name in ("x", "residual"):
+        assert forward.loaded[name] == backward.loaded[name] == bytes_of_x
+    assert forward.stored["y"] == backward.stored["dx"] == backward.stored["dresidual"] == bytes_of_x
+    assert backward.loaded["dy"] == bytes_of_x
+    buffers = vector(8, torch.float32, 4), vector(8, torch.float32, 5, positive=True)
+    with counted() as inference:
+        tritonbn.batch_norm(x.detach(), *buffers)
+    assert inference.loaded["x"] == inference.stored["y"] == bytes_of_x
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_bytes_of_an_epilogue(cut, training):
     """The residual is read once, dresidual written once, and in between a bit an element is written and read."""

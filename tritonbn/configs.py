@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from .geometry import BITS, FULL_ACCESS, SECTOR, Fold, Geometry
+from .geometry import BITS, FULL_ACCESS, SECTOR, Edges, Fold, Geometry
 from .gpus import Device
 
 Mode = Literal[
@@ -70,6 +70,12 @@ class Reading(NamedTuple):
     """How they lie then."""
     accesses: int
     """Elements that one access moves."""
+    edges: Edges | None = None
+    """What is read apart from the tiles."""
+
+
+EDGED: tuple[Mode, ...] = ("forward", "inference", "backward")
+"""Where a pass may read the edges of planes apart."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +111,22 @@ class Work:
         if any(strides[3 if geometry.channels_last else 4] != 1 for strides in geometry.strides):
             widest = 1
         folds = (None,) if self.mode.startswith("sample") else geometry.folds(self.itemsize, self.has_signs)
-        return tuple(
+        whole = tuple(
             Reading(fold, "runs" if fold else plain, min(widest, (fold or geometry).alignment)) for fold in folds
         )
+        edges = geometry.edges(self.itemsize) if self.mode in EDGED and not self.has_signs else None
+        return (*whole, Reading(None, plain, edges.alignment, edges)) if edges else whole
+
+    @cached_property
+    def fold(self) -> Fold | None:
+        """The runs that may be read."""
+        return next((reading.fold for reading in self.readings if reading.fold), None)
 
     def read_by(self, config: Config) -> Reading:
         """The way in which a config reads them."""
-        return self.readings[-1 if config.lanes else 0]
+        if config.edges:
+            return self.readings[-1]
+        return self.readings[0] if not config.lanes or self.readings[0].fold else self.readings[1]
 
 
 @dataclass(frozen=True)
@@ -138,6 +153,8 @@ class Config:
     """Tiles that a resident program does not keep but reads again, one after the other: the last of its chunk."""
     lanes: int = 0
     """Elements of a channel in a folded run, 0 for plain tiles."""
+    edges: int = 0
+    """Elements of each plane that are read apart from its tiles, which begin where wide accesses can."""
     at_once: int = 0
     """Programs that the GPU has to run all at once, each taking chunk after chunk; 0 for one a chunk, in any order."""
 
@@ -151,7 +168,19 @@ class Config:
         """Tiles of one block of channels."""
         if self.lanes:
             return math.ceil(math.ceil(geometry.values / self.lanes) / self.block_o)
-        return math.ceil(geometry.outer_size / self.block_o) * math.ceil(geometry.inner / self.block_i)
+        return math.ceil(geometry.outer_size / self.block_o) * math.ceil(self.inner(geometry) / self.block_i)
+
+    def inner(self, geometry: Geometry) -> int:
+        """The inner size of what is cut into tiles."""
+        return geometry.inner - self.edges
+
+    def edge_tiles(self, geometry: Geometry, lanes: int) -> int:
+        """Tiles of so many edge elements of a channel that a chunk has, each of which a program holds."""
+        return math.ceil(self.chunk_edges(geometry) / lanes)
+
+    def chunk_edges(self, geometry: Geometry) -> int:
+        """Edge elements of a channel that a chunk has."""
+        return math.ceil(geometry.outer_size * self.edges / self.chunks(geometry))
 
     def chunks(self, geometry: Geometry) -> int:
         """Chunks of one block of channels."""
@@ -228,6 +257,15 @@ def merging(config: Config, geometry: Geometry, device: Device) -> Merging:
     at_once = max(1, MERGED_A_THREAD * config.num_warps * device.warp_size // config.block_c)
     span = chunks if chunks <= MOST_ROUNDS * at_once else 1 << (chunks.bit_length() // 2)
     return Merging(chunks, span, min(span, at_once))
+
+
+def edge_lanes(work: Work, config: Config) -> int:
+    """Elements of a channel in a tile of edges: as many as a tile of interiors has accesses, or fewer if it need not.
+
+    A pass that sums adds them to those of its tiles, thread by thread.
+    """
+    lanes = config.block_o * config.block_i // work.read_by(config).accesses
+    return min(lanes, power_of_two(config.chunk_edges(work.geometry))) if work.mode in UNMERGED else lanes
 
 
 def power_of_two(size: int) -> int:

@@ -12,7 +12,7 @@ from .configs import ONE_SWEEP, READ, UNMERGED, WRITTEN, Config, Work, merging, 
 from .devices import Device
 from .geometry import FULL_ACCESS, SECTOR
 from .kernels.tile import MOST_DEALT
-from .registers import MOST_REGISTERS, accesses, registers_needed
+from .registers import MOST_REGISTERS, accesses, edges_held, registers_needed
 
 LATENCY = 0.4e-6
 """Seconds from a program's start until it moves bytes at full speed, and at its end."""
@@ -88,7 +88,7 @@ HELD_INSTRUCTIONS = {
 }
 """For each element that a resident program holds, packed or converted, in all of its sweeps."""
 
-PROGRAM_INSTRUCTIONS = {"planes": 180, "runs": 500, "rows": 600}
+PROGRAM_INSTRUCTIONS = {"planes": 180, "edges": 235, "runs": 500, "rows": 600}
 """What each of its threads does beside: finding its tiles, and sums over the lanes of a warp."""
 
 INSTRUCTIONS = {
@@ -104,6 +104,9 @@ INSTRUCTIONS = {
 
 ACCESS_INSTRUCTIONS = 6
 """For each access to one tensor."""
+
+EDGE_INSTRUCTIONS = 10
+"""For each element at the edges of planes that is read apart, beside these: finding it."""
 
 COPYING = 2
 """How many times as many if it goes through shared memory."""
@@ -159,7 +162,10 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     resident = config.strategy == "resident"
     length = min(config.tiles_per_chunk, config.tiles(geometry))
     tiles = 1 if resident else length
-    chunk = block_bytes(work, config) / chunks if resident else tiles * tile_bytes(work, config)
+    edges = edges_held(work, config) if config.edges else 0
+    chunk = tiles * tile_bytes(work, config) + edge_bytes(work, config) / chunks
+    if resident:
+        chunk = block_bytes(work, config) / chunks
     spilled = tiles * SPILLED * spills * config.num_warps * device.warp_size
     vectors = config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if chunks > 1 and mode not in UNMERGED else 0))
     each = programs / device.sm_count
@@ -178,8 +184,10 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
 
     def sweep(moved: float, instructions: float, waits: float) -> float:
         """All programs once, each moving as many bytes as `moved` chunks, in so many instructions an element."""
-        instructions += ACCESS_INSTRUCTIONS * moved / accesses(work, config) * (1 if config.stages == 1 else COPYING)
-        computing = (config.elements * length * instructions + started) * (1 + busy) / 2 / lanes
+        accessing = ACCESS_INSTRUCTIONS * moved * (1 if config.stages == 1 else COPYING)
+        computing = config.elements * length * (instructions + accessing / accesses(work, config)) + started
+        computing += edges * (instructions + accessing + EDGE_INSTRUCTIONS)
+        computing *= (1 + busy) / 2 / lanes
         computing *= BESIDE_LOADS[mode] if config.rereads else 1
         waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1) / config.stages
         again = (waves - 1) * (exposed(slots // chunks) if waiting else 1 - HIDDEN)
@@ -193,7 +201,11 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     instructions = HELD_INSTRUCTIONS[mode, config.packed] if resident else INSTRUCTIONS[mode]
     if config.rereads:  # the addresses of narrow accesses are computed anew
         instructions += ACCESS_INSTRUCTIONS * (1 / accesses(work, config) - itemsize / FULL_ACCESS)
-    started = config.num_warps * device.warp_size * PROGRAM_INSTRUCTIONS[work.read_by(config).layout]
+    started = (
+        config.num_warps
+        * device.warp_size
+        * PROGRAM_INSTRUCTIONS["edges" if config.edges else work.read_by(config).layout]
+    )
     started *= 0 if mode in UNMERGED else 1 if resident else 0.5
     time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
     waits = 0.0
@@ -239,8 +251,9 @@ def block_bytes(work: Work, config: Config) -> float:
     channels, values = min(config.block_c, geometry.channels), geometry.values
     if config.lanes:
         return channels * values * work.itemsize
-    tile = channels * min(config.block_o, geometry.outer_size) * min(config.block_i, geometry.inner)
-    return tile_bytes(work, config) * channels * values / tile
+    inner = config.inner(geometry)
+    tiles = geometry.outer_size * inner / min(config.block_o, geometry.outer_size) / min(config.block_i, inner)
+    return tile_bytes(work, config) * tiles + edge_bytes(work, config)
 
 
 def tile_bytes(work: Work, config: Config) -> float:
@@ -252,11 +265,19 @@ def tile_bytes(work: Work, config: Config) -> float:
     sizes = (
         min(config.block_c, geometry.channels),
         min(config.block_o, geometry.outer_size),
-        min(config.block_i, geometry.inner),
+        min(config.block_i, config.inner(geometry)),
     )
     row = sizes[0] if geometry.channels_last else sizes[2]
-    whole = geometry.channels if geometry.channels_last else geometry.inner
+    whole = geometry.channels if geometry.channels_last else config.inner(geometry)
     row_bytes = row * itemsize
     if row < whole:  # it begins and ends within a sector if rows are no sectors
         row_bytes += SHORT_ROW + SECTOR - math.gcd(SECTOR, whole * itemsize, row_bytes)
     return math.prod(sizes) // row * row_bytes
+
+
+def edge_bytes(work: Work, config: Config) -> float:
+    """Bytes of one tensor at the edges of a block's planes, if they are read apart."""
+    if not config.edges:
+        return 0.0
+    planes = min(config.block_c, work.geometry.channels) * work.geometry.outer_size
+    return planes * (config.edges * work.itemsize + SHORT_ROW)

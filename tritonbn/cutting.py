@@ -10,7 +10,7 @@ import triton.language as tl
 
 from . import devices
 from .case import Case
-from .configs import Config, Merging, Work, merging, sign_group, together
+from .configs import Config, Merging, Work, edge_lanes, merging, sign_group, together
 from .devices import Device
 from .geometry import Fold, Geometry
 from .kernels import forward_kernel, inference_kernel, resident_backward_kernel, resident_forward_kernel
@@ -36,8 +36,11 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
         keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment}
         if geometry.channels_last:
             keywords["MASK_C"] = False
+    if edges := work.read_by(config).edges:
+        keywords["ALIGN"] = edges.alignment
     if whole:
         keywords["TILES"] = held
+        keywords |= edge_keywords(work, config)
     if config.registers and not devices.INTERPRETED:
         keywords |= register_cap(config.registers, case.device)
     if config.at_once and not devices.INTERPRETED:
@@ -45,11 +48,17 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
     return keywords
 
 
+def edge_keywords(work: Work, config: Config) -> dict[str, int]:
+    """How what lies beside the interiors of planes is read (kernels/edges.py), if it is read apart."""
+    lanes = edge_lanes(work, config) if config.edges else 1
+    return {"EDGES": config.edges, "EDGE_TILES": config.edge_tiles(work.geometry, lanes), "LANES": lanes}
+
+
 def inner_tiles(geometry: Geometry, config: Config) -> int:
     """How many tiles follow each other along inner, as kernels/tile.py wants to know it."""
     if config.block_o >= geometry.outer_size:
         return 0
-    tiles = -(-geometry.inner // config.block_i)
+    tiles = -(-config.inner(geometry) // config.block_i)
     return tiles if tiles <= KNOWN_TILES else -1
 
 
@@ -86,10 +95,10 @@ def masked_tiles(geometry: Geometry, config: Config, fold: Fold | None, held: in
     if fold:
         last_lacks = geometry.values % (fold.lanes * config.block_o) != 0
         return at_the_end(last_lacks), marked(PARTLY, every_tile) if fold.run != config.block_i else 0
-    outer_lacks, inner_lacks = geometry.outer_size % config.block_o != 0, geometry.inner % config.block_i != 0
+    outer_lacks, inner_lacks = geometry.outer_size % config.block_o != 0, config.inner(geometry) % config.block_i != 0
     if config.block_o >= geometry.outer_size:
         return marked(PARTLY, every_tile) if outer_lacks else 0, at_the_end(inner_lacks)
-    columns = -(-geometry.inner // config.block_i)
+    columns = -(-config.inner(geometry) // config.block_i)
     in_last_column = range(columns - 1, held, columns) if held % columns == 0 and not at_a_time else every_tile
     return at_the_end(outer_lacks, columns), marked(PARTLY, in_last_column) if inner_lacks else 0
 
@@ -110,7 +119,7 @@ def sign_bytes(work: Work, config: Config) -> int:
     """Bytes that the signs of all elements take: rows of the fast axis, each beginning with a byte of its own."""
     geometry = work.geometry
     bits = sign_group(geometry, work.itemsize)
-    if fold := work.readings[-1].fold:  # a pass that reads plain tiles leaves room for one that does not
+    if fold := work.fold:  # a pass that reads plain tiles leaves room for one that does not
         blocks = 1 if geometry.channels_last else config.channel_blocks(geometry)
         return blocks * -(-geometry.values // fold.lanes) * -(-fold.run // bits)
     fast = geometry.channels if geometry.channels_last else geometry.inner
@@ -171,7 +180,7 @@ def cut_plan(
             geometry.channels,
             geometry.outer_size,
             *geometry.outer[1:],
-            geometry.inner,
+            config.inner(geometry),
             blocks,
             chunks,
             config.tiles_per_chunk,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 WIDEST_ALIGNMENT = 16
 FULL_ACCESS = 16
@@ -26,6 +27,9 @@ SHORTEST_RUN = 256
 LONGEST_RUN = 2048
 """Elements of a run that is folded."""
 
+SHORTEST_INTERIOR = 64
+"""Elements of a plane that are worth a reading of their own, apart from those at its edges."""
+
 OUTER_AXES = 3
 MOST_AXES = OUTER_AXES + 2
 """Tensors of this rank or less can always be described: inner, channel and the outer axes."""
@@ -46,6 +50,15 @@ class Fold:
     def run(self) -> int:
         """Elements of a run."""
         return self.lanes * self.channels
+
+
+class Edges(NamedTuple):
+    """What planes of an odd size have beside their interiors, which wide accesses can reach (kernels/edges.py)."""
+
+    each: int
+    """Elements of a plane that belong to its edges."""
+    alignment: int
+    """A power of two that divides the interior, and the steps from one interior of a channel to the next."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,21 @@ class Geometry:
             return None
         whole = self.pixel_fold(FULL_ACCESS // itemsize) if self.channels_last else self.plane_fold()
         return whole if whole and whole.alignment > self.alignment - shares else None
+
+    def edges(self, itemsize: int) -> Edges | None:
+        """How to read planes of which every channel's begin equally far from where wide accesses could.
+
+        Or None where they all begin and end well, or not even those of one channel do alike.
+        """
+        slow, step = [step for strides in self.strides for step in strides[:3]], self.strides[0][3]
+        alignment = math.gcd(FULL_ACCESS // itemsize, *slow)
+        if max(self.alignment, 1) * itemsize >= WIDE_ACCESS or alignment * itemsize < WIDE_ACCESS:
+            return None
+        alike = all(strides[4] == 1 and (strides[3] - step) % alignment == 0 for strides in self.strides)
+        interior = (self.inner - alignment + 1) // alignment * alignment
+        if self.channels_last or not alike or interior < SHORTEST_INTERIOR:
+            return None
+        return Edges(self.inner - interior, alignment)
 
     def shares_sectors(self, itemsize: int, most: int) -> bool:
         """Whether the pixels of a channels-last tensor, of several blocks of channels each, end within a sector."""

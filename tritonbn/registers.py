@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .configs import LAYOUTS, READ, UNMERGED, Config, Merging, Work, merging, most_together, together
+from .configs import LAYOUTS, READ, UNMERGED, Config, Merging, Work, edge_lanes, merging, most_together, together
 from .devices import Device
 from .geometry import FULL_ACCESS
 
@@ -41,6 +41,7 @@ OFFSETS = 10
 COMPILERS = {
     "sm_70": {
         ("forward", "planes"): (0.75, 0.75),
+        ("forward", "edges"): (1.45, 0.75),
         ("forward", "runs"): (1.0, 0.96),
         ("forward", "rows"): (1.7, 0.59),
         ("backward", "planes"): (1.0, 1.03),
@@ -173,6 +174,9 @@ HELD_EPILOGUE = {
 }
 """What an epilogue adds to these."""
 
+EDGE_TILE = {"forward": 2, "backward": 7, "inference": 2}
+"""Registers for each of a thread's elements at the edges of planes, which are read apart (kernels/edges.py)."""
+
 STREAMED_ELEMENT = {
     "forward": 1.25,
     "inference": 1.0,
@@ -240,6 +244,8 @@ def exactly_needed(work: Work, config: Config, device: Device) -> float:
         narrower = HELD_NARROWER[work.mode, work.read_by(config).layout]
         narrower = max(narrower, REREAD_NARROWER if config.rereads else 0)
     needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
+    if config.edges:
+        needed += EDGE_TILE[work.mode] * math.ceil(edges_held(work, config) / (config.num_warps * device.warp_size))
     return round(needed, 6)
 
 
@@ -253,8 +259,8 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     mode, layout, double = work.mode, work.read_by(config).layout, max(1, work.itemsize // 4)
     beside, element, least = (reread_registers if config.rereads else kept_registers)(work, config, per_thread)
     compiler = COMPILERS.get(device.arch if config.packed else device.backend, {})
-    kind = mode, "pixels" if has_pixels(work, config) else layout
-    if better := compiler.get(("rereads", mode, layout) if config.rereads else kind):
+    kind = mode, "pixels" if has_pixels(work, config) else "edges" if config.edges else layout
+    if better := compiler.get(("rereads", mode, layout) if config.rereads else kind) or compiler.get((mode, layout)):
         beside, element, least = beside * better[0], element * better[1], least * better[0]
     elif config.packed and not config.rereads and per_thread <= LONGEST and (long := HELD_LONG.get((mode, layout))):
         beside, element = min((beside, element), long, key=lambda line: line[0] + line[1] * per_thread)
@@ -313,6 +319,12 @@ def streamed_registers(work: Work, config: Config, device: Device, per_thread: i
 def has_pixels(work: Work, config: Config) -> bool:
     """Whether its runs are of whole pixels."""
     return config.lanes > 0 and work.geometry.channels_last
+
+
+def edges_held(work: Work, config: Config) -> int:
+    """Elements at the edges of planes that a program holds, with those of its lanes that stay empty."""
+    lanes = edge_lanes(work, config)
+    return config.block_c * lanes * config.edge_tiles(work.geometry, lanes)
 
 
 def accesses(work: Work, config: Config) -> int:

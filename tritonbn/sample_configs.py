@@ -38,6 +38,8 @@ class SampleConfig:
 
     lanes: ClassVar[int] = 0
     """No rows are folded."""
+    edges: ClassVar[int] = 0
+    """Nor have they edges."""
 
     @property
     def elements(self) -> int:
@@ -48,6 +50,10 @@ class SampleConfig:
     def rows(self) -> int:
         """Rows of a tile."""
         return self.block_o * self.block_i
+
+    def inner(self, geometry: Geometry) -> int:
+        """The inner size of what is cut into tiles."""
+        return geometry.inner
 
     def row_tiles(self, geometry: Geometry) -> int:
         """Tiles beside each other that hold some columns of every row."""

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .configs import LAYOUTS, UNMERGED, Config, Layout, Mode, Strategy, Work, power_of_two
+from .configs import LAYOUTS, UNMERGED, Config, Layout, Mode, Reading, Strategy, Work, power_of_two
 from .cost import modelled_time, pipelines, places
 from .counters import FRACTION
 from .devices import Device
-from .geometry import FULL_ACCESS, SECTOR, Fold, Geometry
+from .geometry import FULL_ACCESS, SECTOR, Geometry
 from .registers import MOST_REGISTERS, fewest_rereads, most_registers, registers_needed
 
 
@@ -100,13 +100,15 @@ def choose(work: Work, device: Device, share: int) -> Config:
 def space(work: Work, device: Device, share: int) -> Iterator[Config]:
     """Every config worth considering that may run."""
     for reading in work.readings:
-        found, cuts = SPACES[work.mode, reading.layout], list(tiles(work, reading.fold))
+        found, cuts = SPACES[work.mode, reading.layout], list(tiles(work, reading))
         if "resident" in found.strategies:
             for config in resident(work, device, found, cuts):
                 is_short = config.held <= MOST_CONVERTED * config.num_warps * device.warp_size
                 may_pack = packs(work, device)
                 for packed in (True, False) if may_pack and is_short and not config.rereads else (may_pack,):
                     yield from valid(work, config.but(packed=packed), device, share)
+        if reading.edges and work.mode not in UNMERGED:
+            continue
         for config in with_warps(cuts, device, found, found.streamed):
             for cut in streamed(work, config, found):
                 yield from valid(work, cut, device, share)
@@ -226,7 +228,7 @@ def waits_safely(chunks: int, slots: int, per_sm: int, device: Device, share: in
 def conservative(work: Work, device: Device) -> Config:
     """What runs where nothing else does: nobody waits, and no thread needs more than a few registers."""
     elements = SAFE_WARPS * device.warp_size * SAFE_ELEMENTS
-    config = min(tiles(work, work.readings[0].fold), key=lambda tile: abs(tile.elements - elements))
+    config = min(tiles(work, work.readings[0]), key=lambda tile: abs(tile.elements - elements))
     config = config.but(num_warps=min(SAFE_WARPS, MOST_THREADS // device.warp_size))
     most = math.inf if work.mode in UNMERGED else max(MOST_MERGED, config.block_c)
     while power_of_two(config.chunks(work.geometry)) * config.block_c > most:
@@ -234,10 +236,10 @@ def conservative(work: Work, device: Device) -> Config:
     return config
 
 
-def tiles(work: Work, fold: Fold | None) -> Iterator[Config]:
+def tiles(work: Work, reading: Reading) -> Iterator[Config]:
     """Tiles worth considering, as configs of one tile a chunk; a row of one is never shorter than a sector."""
     geometry, sector = work.geometry, SECTOR // work.itemsize
-    if fold:
+    if fold := reading.fold:
         run = power_of_two(fold.run)
         for block_o in powers(math.ceil(geometry.values / fold.lanes), LARGEST_TILE // run):
             yield Config(power_of_two(fold.channels), block_o, run, lanes=fold.lanes)
@@ -246,20 +248,24 @@ def tiles(work: Work, fold: Fold | None) -> Iterator[Config]:
         filling = max(SECTORS[-1] * sector, SMALL_TILE // power_of_two(geometry.values))
         widths = (*(n * sector for n in SECTORS), filling // 2, filling)
         for block_c in sorted({min(width, widest) for width in widths}):
-            yield from rows(geometry, block_c, 1)
+            yield from rows(geometry, geometry.inner, block_c, 1)
     else:
+        edges = reading.edges.each if reading.edges else 0
+        inner = geometry.inner - edges
         for block_c in powers(geometry.channels, LARGEST_TILE):
-            yield from rows(geometry, block_c, min(4 * sector, power_of_two(geometry.inner)))
+            for tile in rows(geometry, inner, block_c, min(4 * sector, power_of_two(inner))):
+                yield tile.but(edges=edges)
 
 
-def rows(geometry: Geometry, block_c: int, least: int) -> Iterator[Config]:
-    """Tiles of so many channels; of several only if they are whole or the fast axis."""
-    for block_i in powers(geometry.inner, LARGEST_TILE // block_c):
+def rows(geometry: Geometry, inner: int, block_c: int, least: int) -> Iterator[Config]:
+    """Tiles of so many channels, of so much of inner; of several only if they are whole or the fast axis."""
+    for block_i in powers(inner, LARGEST_TILE // block_c):
         if block_i < least:
             continue
         for block_o in powers(geometry.outer_size, LARGEST_TILE // block_c // block_i):
-            is_strip = block_o == 1 or block_i >= geometry.inner or block_o >= geometry.outer_size
-            if is_strip and (block_c == 1 or geometry.channels_last or block_o * block_i >= geometry.values):
+            is_strip = block_o == 1 or block_i >= inner or block_o >= geometry.outer_size
+            is_whole = block_o * block_i >= geometry.outer_size * inner
+            if is_strip and (block_c == 1 or geometry.channels_last or is_whole):
                 yield Config(block_c, block_o, block_i)
 
 

@@ -43,7 +43,7 @@ class Key:
     accesses: int
     """Elements that one access moves."""
     sizes: tuple[int, ...]
-    """Channels, outer and inner size, rounded up to three bits; if folded also the channels and lanes of a run."""
+    """Channels, outer and inner size, rounded up to three bits; if runs or edges may be read, what they are of."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class Entry:
 def key_of(work: Work, device: Device) -> Key:
     """Under which key work on a device is kept."""
     geometry = work.geometry
-    reading, fold = work.readings[0], work.readings[-1].fold
-    run = (fold.channels, fold.lanes) if fold else ()
+    reading, fold = work.readings[0], work.fold
+    run, edges = (fold.channels, fold.lanes) if fold else (), work.readings[-1].edges or ()
     sizes = (geometry.channels, geometry.outer_size, geometry.inner)
     return Key(
         gpu=f"{device.name}, {device.arch}, {device.sm_count} SMs",
@@ -112,7 +112,7 @@ def key_of(work: Work, device: Device) -> Key:
         beside=(work.read_beside, work.written_beside),
         layout=reading.layout,
         accesses=reading.accesses,
-        sizes=(*map(rounded_up, sizes), *run),
+        sizes=(*map(rounded_up, sizes), *run, *edges),
     )
 
 

@@ -33,6 +33,12 @@ def accesses(launch, itemsize, width):
     return torch.Size(blocks).numel() * itemsize // threads // width
 
 
+def edges_a_thread(launch):
+    """Elements of a tile of edges that a thread has."""
+    threads = launch.num_warps * launch.target.warp_size
+    return max(1, launch.arguments["BLOCK_C"] * launch.arguments["LANES"] // threads)
+
+
 def sweeps(launch):
     """How many tensors a launch reads and writes tile by tile."""
     phases = {"statistics": (1, 0), "normalize": (1, 1), "sums": (2, 0), "gradients": (2, 1), "dataflow": (1, 1)}
@@ -78,6 +84,8 @@ NETWORKS = {
     "ResNet-50, stage 4, channels last": ((32, 2048, 7, 7), LAST, 16),
     "UNet": ((8, 64, 256, 256), FIRST, 16),
     "ConvNeXt": ((32, 96, 56, 56), LAST, 16),
+    "Inception, 35 x 35": ((32, 192, 35, 35), FIRST, 16),
+    "Inception, 17 x 17": ((32, 768, 17, 17), FIRST, 16),
     "MLP": ((4096, 512), FIRST, 16),
     "four channels": ((8, 4, 128, 128), LAST, 16),
 }
@@ -87,7 +95,7 @@ NETWORKS = {
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "gfx942"])
 @pytest.mark.parametrize(("shape", "memory_format", "width"), NETWORKS.values(), ids=NETWORKS)
 def test_layers_that_people_run(architecture, shape, memory_format, width):
-    """One launch each way, no spill, and never two bytes at a time."""
+    """One launch each way, no spill, and never two bytes at a time but at the edges of odd planes, a tile or two."""
     done = launches(architecture, shape, torch.bfloat16, memory_format)
     assert [launch.kernel.replace("resident_", "") for launch in done] == [
         "forward_kernel",
@@ -102,7 +110,11 @@ def test_layers_that_people_run(architecture, shape, memory_format, width):
         assert found.spills == 0
         assert found.loads.get(width, 0) >= reads * needed, launch
         assert found.stores.get(width, 0) >= writes * needed, launch
-        assert not {1, 2} & (found.loads.keys() | found.stores.keys()), launch
+        beside = launch.arguments["EDGE_TILES"]
+        assert beside == 0 if shape[-1] % 2 == 0 or shape[-1] < 8 else 0 < beside < 4
+        assert found.loads.get(2, 0) <= reads * beside * edges_a_thread(launch)
+        assert found.stores.get(2, 0) <= writes * beside * edges_a_thread(launch)
+        assert not {1} & (found.loads.keys() | found.stores.keys()), launch
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "gfx942"])
@@ -174,6 +186,13 @@ def test_64_bit_offsets_keep_wide_accesses():
     for launch in launches("sm_90", (64, 64, 1024, 1024), torch.float16):
         assert str(launch.arguments["INDEX"]) == "int64"
         assert launch.resources.spills == 0
+        assert launch.resources.loads.get(16, 0) >= sweeps(launch)[0] * accesses(launch, 2, 16)
+
+
+def test_64_bit_offsets_of_odd_planes_keep_wide_accesses():
+    for launch in launches("sm_90", (64, 64, 1025, 1025), torch.float16):
+        assert str(launch.arguments["INDEX"]) == "int64"
+        assert launch.arguments["EDGES"] == 9
         assert launch.resources.loads.get(16, 0) >= sweeps(launch)[0] * accesses(launch, 2, 16)
 
 

@@ -17,11 +17,11 @@ from rich.filesize import decimal
 from rich.measure import Measurement
 from rich.table import Table
 
-MARKS = {"tiles_per_chunk": "t", "chunk_tiles": "t", "run_tiles": "r", "stages": "s", "lanes": "l"}
+MARKS = {"tiles_per_chunk": "t", "chunk_tiles": "t", "run_tiles": "r", "stages": "s", "lanes": "l", "edges": "e"}
 
 LEGEND = (
     "config: strategy, tile (channels x outer x inner), w warps, t tiles a chunk and r a run, s stages, l lanes, "
-    "packed, rereads so many tiles"
+    "e elements at the edges of a plane, packed, rereads so many tiles"
 )
 
 UNLIMITED = 10000

@@ -8,6 +8,14 @@ from .view import load_view, locate_bytes, spread, store_view
 
 
 @triton.jit
+def affine(value, mean, scale, shift, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr):
+    """(x - mean) scale + shift of a tile."""
+    BLOCK_I: tl.constexpr = value.shape[2]
+    z = (value - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)) * spread(scale, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+    return z + spread(shift, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+
+
+@triton.jit
 def store_y(
     value, mean, scale, shift, y, residual, signs, slope,
     tile, block, c, channels, outer, outer_1, outer_2, inner,
@@ -19,8 +27,7 @@ def store_y(
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """Write the y of a tile of x, and the bits by which its gradient is known where x alone does not tell."""
-    z = (value - spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)) * spread(scale, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-    z += spread(shift, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+    z = affine(value, mean, scale, shift, CHANNELS_LAST, FOLD, RUN)
     if residual is not None:
         added, _ = load_view(
             residual, tile, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,

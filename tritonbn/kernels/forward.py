@@ -73,7 +73,7 @@ def forward_kernel(
         )  # fmt: skip
         before = values_before(first, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN)
         count = values_before(first + 1, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before
-        mean = mean_of((value,), count.to(ACCUMULATOR), ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        mean = mean_of((value,), (), count.to(ACCUMULATOR), ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
         centre = finite_or_zero(mean)
         wide_centre = spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
         deviation = value.to(ACCUMULATOR) - tl.where(mask, wide_centre, 0.0)

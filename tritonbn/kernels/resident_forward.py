@@ -1,6 +1,7 @@
 """Training forward in one launch, x read once: a chunk is kept in registers until its channels are known (chunk.py).
 
-Of a chunk that finds no room only the first TILES are, and the others read again.
+Of a chunk that finds no room only the first TILES are, and the others read again. With EDGES, tiles are cut from the
+aligned interiors of planes, and a chunk has edges beside (edges.py).
 """
 
 import triton
@@ -9,11 +10,12 @@ import triton.language as tl
 from .affine import store_y
 from .channel import VECTORS, load_affine, load_statistics, store_statistics
 from .chunk import anew, load_chunk, loaded, packed, tiles_and_parts
+from .edges import edges_of, edges_of_y, interior, load_edges, write_edges
 from .exchange import meet, my_items, release, wait
 from .finish import finish_channels
 from .partials import rows_of
 from .rounding import inverse_sqrt
-from .view import block_channels, values_before
+from .view import block_channels, sum_to_edges, values_before
 from .welford import centre_of, last_to_merge, mean_of, merge_chunks, moments_about, store_moments, sums_about
 
 EVERYONE_MERGES = tl.constexpr(32)
@@ -42,6 +44,7 @@ def resident_forward_kernel(
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr,
+    EDGES: tl.constexpr, EDGE_TILES: tl.constexpr, LANES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
@@ -53,23 +56,29 @@ def resident_forward_kernel(
         c = block_channels(block, BLOCK_C, INDEX)
         factor, shift = load_affine(weight, bias, c, channels, ACCUMULATOR)
         first, parts = tiles_and_parts(chunk, chunks, outer, inner, TILES, TOGETHER, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
+        x_in, x_step = interior(x, c, x_c, ALIGN, EDGES)
         held, masks = load_chunk(
-            x, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+            x_in, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_step, x_i,
             OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        )  # fmt: skip
+        edges, edge_masks = load_edges(
+            x, chunk, chunks, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+            OUTER_RANK, ALIGN, INDEX, EDGES, EDGE_TILES, LANES, MASK_C,
         )  # fmt: skip
         held = loaded(held, HOLD)
         before = values_before(first, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN)
         count = values_before(first + TILES, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before
-        mean = mean_of(held, count.to(ACCUMULATOR), ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+        beside = edges_of(chunk, chunks, outer, EDGES, INDEX)
+        mean = mean_of(held, edges, (count + beside).to(ACCUMULATOR), ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
         held = packed(held, HOLD)
         centre = centre_of(mean, x, TOGETHER)
         deviation, squares = sums_about(centre, held, masks, ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
         if TOGETHER:
             for part in tl.range(0, parts, num_stages=STAGES):
                 more, more_masks = load_chunk(
-                    x, first + TILES + part * TOGETHER, TOGETHER, block, c, channels, outer, outer_1, outer_2, inner,
-                    x_o0, x_o1, x_o2, x_c, x_i,
+                    x_in, first + TILES + part * TOGETHER, TOGETHER,
+                    block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_step, x_i,
                     OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
                     BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
                 )  # fmt: skip
@@ -79,10 +88,14 @@ def resident_forward_kernel(
                 deviation, squares = deviation + more_deviation, squares + more_squares
             behind = first + TILES + parts * TOGETHER
             count = values_before(behind, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before
-        count = count.to(ACCUMULATOR)
+        if EDGES:
+            deviation, squares = sum_to_edges(deviation, LANES), sum_to_edges(squares, LANES)
+            edge_deviation, edge_squares = sums_about(centre, edges, edge_masks, ACCUMULATOR, False, 0, 0, LANES)
+            deviation, squares = deviation + edge_deviation, squares + edge_squares
+        count = (count + beside).to(ACCUMULATOR)
         offset, M2 = moments_about(deviation, squares, count, x, TOGETHER, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
 
-        values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
+        values = (tl.cast(outer, INDEX) * (inner + EDGES)).to(ACCUMULATOR)
         variance, last = M2 / count, True
         if BLOCK_K > 1:
             rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)
@@ -117,25 +130,39 @@ def resident_forward_kernel(
             mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
         held = packed(held, HOLD)
         first = anew(first, HOLD if CHANNELS_LAST or RUN or TOGETHER else None)
+        y_in, y_step = interior(y, c, y_c, ALIGN, EDGES)
+        r_in, r_step = interior(residual, c, r_c, ALIGN, EDGES)
         if TOGETHER:
             for part in tl.range(0, parts, num_stages=STAGES):  # the last first, which the L2 still has
                 tile = first + TILES + (parts - 1 - part) * TOGETHER
                 more, _ = load_chunk(
-                    x, tile, TOGETHER, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
+                    x_in, tile, TOGETHER, block, c, channels, outer, outer_1, outer_2, inner,
+                    x_o0, x_o1, x_o2, x_step, x_i,
                     OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
                     BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
                 )  # fmt: skip
                 write_y(
-                    loaded(more, HOLD), mean, factor * invstd, shift, y, residual, signs, slope,
+                    loaded(more, HOLD), mean, factor * invstd, shift, y_in, r_in, signs, slope,
                     tile, block, c, channels, outer, outer_1, outer_2, inner,
-                    y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
+                    y_o0, y_o1, y_o2, y_step, y_i, r_o0, r_o1, r_o2, r_step, r_i,
                     ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
                     BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
                 )  # fmt: skip
+        if EDGES:
+            chunk = anew(chunk, HOLD)
+            added, _ = load_edges(
+                residual, chunk, chunks, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
+                OUTER_RANK, ALIGN, INDEX, EDGES, EDGE_TILES, LANES, MASK_C,
+            )  # fmt: skip
+            write_edges(
+                y, edges_of_y(edges, added, mean, factor * invstd, shift, slope, ACTIVATION),
+                chunk, chunks, c, channels, outer, outer_1, outer_2, inner, y_o0, y_o1, y_o2, y_c, y_i,
+                OUTER_RANK, ALIGN, INDEX, EDGES, LANES, MASK_C,
+            )  # fmt: skip
         write_y(
-            held, mean, factor * invstd, shift, y, residual, signs, slope,
+            held, mean, factor * invstd, shift, y_in, r_in, signs, slope,
             first, block, c, channels, outer, outer_1, outer_2, inner,
-            y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
+            y_o0, y_o1, y_o2, y_step, y_i, r_o0, r_o1, r_o2, r_step, r_i,
             ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
         )  # fmt: skip

@@ -142,6 +142,14 @@ def channel_sum(
 
 
 @triton.jit
+def sum_to_edges(value, LANES: tl.constexpr):
+    """[BLOCK_C, BLOCK_O, BLOCK_I] -> [BLOCK_C, 1, LANES]: what a thread holds side by side, to be added to edges."""
+    BLOCK_C: tl.constexpr = value.shape[0]
+    NEIGHBOURS: tl.constexpr = value.shape[1] * value.shape[2] // LANES
+    return tl.sum(tl.reshape(value, [BLOCK_C, LANES, NEIGHBOURS]), 2)[:, None, :]
+
+
+@triton.jit
 def spread(
     value,
     CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_I: tl.constexpr,

@@ -13,7 +13,7 @@ import triton.language as tl
 from .exchange import last_chunk, last_of_span
 from .partials import load_rows, span_of, store_row
 from .rounding import quotient
-from .view import channel_sum, spread
+from .view import channel_sum, spread, sum_to_edges
 
 
 @triton.jit
@@ -24,20 +24,25 @@ def finite_or_zero(value):
 
 @triton.jit
 def mean_of(
-    tiles, count,
+    tiles, edges, count,
     ACCUMULATOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The mean [BLOCK_C] of tiles with `count` values a channel and zeros elsewhere, without overflow.
+    """The mean [BLOCK_C] of tiles with `count` values a channel, edges (edges.py) included, and zeros elsewhere.
 
+    Without overflow, since values are scaled down before they are added where they might.
     Of 16-bit values that lie far from zero beside their deviation the sum is exact, so the mean is rounded once.
     """
     IS_HALF: tl.constexpr = tiles[0].dtype == tl.float16
-    MOST: tl.constexpr = triton.next_power_of_2(len(tiles)) * tiles[0].shape[1] * tiles[0].shape[2]
+    MOST: tl.constexpr = triton.next_power_of_2(len(tiles) + len(edges)) * tiles[0].shape[1] * tiles[0].shape[2]
     share: tl.constexpr = 1.0 if IS_HALF else 1.0 / MOST  # a power of two: nothing is rounded
     total = tiles[0].to(ACCUMULATOR) * share
     for t in tl.static_range(1, len(tiles)):
         total += tiles[t].to(ACCUMULATOR) * share
+    if len(edges) > 0:
+        total = sum_to_edges(total, edges[0].shape[2])
+        for t in tl.static_range(len(edges)):
+            total += edges[t].to(ACCUMULATOR) * share
     return quotient(channel_sum(total, CHANNELS_LAST, FOLD, RUN, BLOCK_C), count * share)
 
 

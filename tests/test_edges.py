@@ -1,0 +1,248 @@
+"""Planes of odd sizes: their interiors are read by wide accesses, wherever they begin, and the edges apart."""
+
+from random import Random
+
+import pytest
+import torch
+from interleaving import side_by_side
+from support import DEVICE, compare, random
+from test_epilogue import ACTIVATIONS, check
+from test_strategies import pair, trained, vectors
+
+import tritonbn
+from tritonbn import configs, counters, devices, reference, space
+from tritonbn.geometry import describe
+from tritonbn.timings import key_of
+
+FIRST, LAST = torch.contiguous_format, torch.channels_last
+SLOTS = 64
+SHAPE = (3, 8, 11, 11)
+
+
+def geometry_of(*tensors):
+    return describe(tensors[0].shape, 1, *(tensor.stride() for tensor in tensors))
+
+
+def on_meta(*shape):
+    return torch.empty(shape, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("x", "itemsize", "expected"),
+    [
+        (on_meta(2, 8, 11, 11), 2, (9, 8)),
+        (on_meta(2, 8, 11, 11), 4, (5, 4)),
+        (on_meta(2, 8, 11, 11), 8, None),
+        (on_meta(2, 12, 11, 11), 2, (5, 4)),
+        (on_meta(2, 6, 11, 11), 2, None),
+        (on_meta(1, 3, 11, 11), 2, (9, 8)),
+        (on_meta(2, 8, 9, 14), 2, (14, 8)),
+        (on_meta(2, 8, 10, 10), 2, None),
+        (on_meta(2, 8, 7, 7), 2, None),
+        (on_meta(2, 8, 17, 16, 16)[:, :, 1:], 2, None),
+        (on_meta(2, 8, 11, 11).contiguous(memory_format=LAST), 2, None),
+        (on_meta(2, 8, 11, 22)[..., ::2], 2, None),
+        (on_meta(2, 8, 11, 11)[:, :, :, :9], 2, None),
+        (on_meta(1, 8, 11, 11).expand(5, -1, -1, -1), 2, None),
+        (on_meta(5, 2, 8, 11, 11).transpose(1, 2), 2, (9, 8)),
+    ],
+    ids=str,
+)
+def test_which_planes_have_edges(x, itemsize, expected):
+    """Those of odd sizes that are dense, if planes of one channel lie so that their interiors are aligned."""
+    assert geometry_of(x).edges(itemsize) == expected
+
+
+@pytest.mark.parametrize(("step", "expected"), [(121, (9, 8)), (129, (9, 8)), (128, None), (125, None)])
+def test_all_tensors_have_the_same_edges(step, expected):
+    x, dy = on_meta(2, 8, 11, 11), on_meta(2, 8, step)[:, :, :121].unflatten(2, (11, 11))
+    assert geometry_of(x, dy).edges(2) == geometry_of(dy, x).edges(2) == expected
+
+
+def work_on(shape, mode="forward", dtype=torch.bfloat16, **beside):
+    return configs.Work(mode, geometry_of(*[on_meta(*shape)] * 3), dtype, **beside)
+
+
+@pytest.mark.parametrize("mode", configs.READ)
+def test_which_passes_read_them_apart(mode):
+    edges = work_on(SHAPE, mode).readings[-1].edges
+    assert (edges is not None) == (mode in ("forward", "backward", "inference"))
+
+
+def test_bits_lie_as_whole_planes_do():
+    """A pass that keeps or reads signs has to agree with others on where they are."""
+    assert work_on(SHAPE, read_beside=1.0).readings[-1].edges
+    assert not work_on(SHAPE, read_beside=1 / 16).readings[-1].edges
+
+
+def test_timings_are_of_planes_with_the_same_edges():
+    device = devices.named("H100")
+    keys = {key_of(work_on((2, 8, *sides)), device) for sides in ((11, 11), (9, 13), (7, 17), (5, 24))}
+    assert len(keys) == 4, "121 leaves 9, 117 = 9 x 13 leaves 13, 119 = 7 x 17 leaves 7, and 120 none"
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "inference"])
+@pytest.mark.parametrize("gpu", ["H100", "A100", "MI300X", "L4"])
+@pytest.mark.parametrize("shape", [(32, 768, 17, 17), (32, 192, 35, 35), (32, 64, 149, 149), (32, 100, 81, 81)])
+def test_they_are_read_apart_where_people_have_them(shape, gpu, mode):
+    assert space.choose(work_on(shape, mode), devices.named(gpu), counters.SHARE).edges
+
+
+CUTS = {
+    "one chunk": (SHAPE, (1, 4, 128), 1),
+    "a tile a plane": (SHAPE, (1, 1, 128), 1),
+    "two tiles a plane": (SHAPE, (1, 1, 64), 3),
+    "a tile of two planes": (SHAPE, (1, 2, 128), 1),
+    "many tiles a plane": ((2, 8, 3, 25), (1, 1, 16), 3),
+    "all planes side by side": (SHAPE, (1, 4, 32), 2),
+    "several channels": ((1, 7, 11, 11), (4, 1, 128), 1),
+    "several channels of several planes": (SHAPE, (8, 4, 128), 1),
+    "accesses of four elements": ((3, 12, 11, 11), (1, 2, 128), 1),
+    "one image": ((1, 3, 9, 13), (1, 1, 32), 1),
+    "chunks without edges": ((1, 2, 1, 71), (1, 1, 8), 1),
+}
+"""Shape of x, the tile, and tiles of a chunk."""
+
+
+@pytest.mark.parametrize(("shape", "sizes", "tiles"), CUTS.values(), ids=CUTS)
+def test_cuts(cut, shape, sizes, tiles):
+    x, dy = pair(shape, FIRST, torch.bfloat16)
+    cut(*sizes, tiles, strategy="resident", edges=1)
+    with side_by_side(0, SLOTS):
+        compare(x, dy=dy, **vectors(shape[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("cuts", ["two tiles a plane", "several channels of several planes"])
+def test_dtypes(cut, cuts, dtype):
+    shape, sizes, tiles = CUTS[cuts]
+    x, dy = pair(shape, FIRST, dtype)
+    cut(*sizes, tiles, strategy="resident", edges=1)
+    with side_by_side(0, SLOTS):
+        compare(x, dy=dy, **vectors(shape[1]))
+
+
+@pytest.mark.parametrize(("shape", "sizes"), [cut[:2] for cut in CUTS.values()], ids=CUTS)
+@torch.no_grad()
+def test_inference(cut, shape, sizes):
+    cut(*sizes, edges=1)
+    x, residual = pair(shape, FIRST, torch.float32)
+    check_inference(x, None, None)
+    check_inference(x, residual, "silu")
+
+
+def check_inference(x, residual, activation):
+    """y with given statistics, from float32 in few operations."""
+    given = vectors(x.shape[1])
+    order = given["running_mean"], given["running_var"], given["weight"], given["bias"]
+    truth = reference.batch_norm(x.double(), *order).y + (0 if residual is None else residual.double())
+    truth = ACTIVATIONS[activation](truth)
+    y = tritonbn.batch_norm(x, *order, residual=residual, activation=activation)
+    torch.testing.assert_close(y.double(), truth, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(("tiles", "rereads"), [(3, 2), (5, 2)])
+def test_parts_that_are_read_again(cut, tiles, rereads):
+    x, dy = pair((7, 4, 11, 11), FIRST, torch.float32)
+    cut(1, 1, 64, tiles, strategy="resident", rereads=rereads, edges=1)
+    with side_by_side(0, SLOTS):
+        compare(x, dy=dy, **vectors(4))
+
+
+@pytest.mark.parametrize("programs", [5, 64])
+def test_programs_that_take_chunk_after_chunk(cut, programs):
+    x, dy = pair((5, 8, 11, 11), FIRST, torch.float16)
+    cut(1, 1, 128, 1, strategy="resident", at_once=min(programs, 40), edges=1)
+    with side_by_side(0, SLOTS):
+        compare(x, dy=dy, **vectors(8))
+
+
+STRIDED = {
+    "begins anywhere": lambda dtype: random((4, 8, 11, 11), dtype).flatten()[121 * 8 + 3 :][: 2 * 8 * 121],
+    "steps between channels": lambda dtype: random((3, 8, 129), dtype)[:, :, :121],
+    "images apart": lambda dtype: random((3, 16, 121), dtype)[:, 8:],
+    "two outer axes": lambda dtype: random((2, 3, 8, 121), dtype)[:, :2].transpose(1, 2),
+    "three outer axes": lambda dtype: random((2, 3, 3, 8, 121), dtype)[:, :2, :2].movedim(3, 1),
+}
+"""Tensors of planes of 121 that are not dense."""
+
+
+@pytest.mark.parametrize("kind", STRIDED)
+def test_strides(cut, kind):
+    dtype = torch.bfloat16
+    x = STRIDED[kind](dtype)
+    if x.dim() == 1:
+        x = x.view(2, 8, 11, 11)
+    cut(1, 1, 128, 1, strategy="resident", edges=1)
+    with side_by_side(0, SLOTS):
+        compare(x, dy=torch.empty_like(x).copy_(random(tuple(x.shape), dtype, 1)), **vectors(8))
+
+
+@pytest.mark.parametrize(
+    ("activation", "with_residual"),
+    [("relu", False), ("leaky_relu", False), ("silu", False), ("silu", True), (None, True)],
+)
+def test_epilogues(cut, activation, with_residual):
+    x, residual = pair((3, 4, 11, 11), FIRST)
+    cut(1, 1, 64, 4, strategy="resident", edges=1)
+    with side_by_side(0, SLOTS):
+        check(x, residual if with_residual else None, activation, training=True, dy=residual)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("at", [0, 4, 60, 120], ids=["head", "interior", "middle", "tail"])
+def test_what_is_not_finite_stays_in_its_channel(cut, at, value):
+    x = random(SHAPE, torch.bfloat16)
+    x[1, 3].view(-1)[at] = value
+    cut(1, 1, 64, 2, strategy="resident", edges=1)
+    with side_by_side(0, SLOTS):
+        y = tritonbn.batch_norm(x, None, None, training=True)
+    assert y[:, 3].isnan().all()
+    assert y[:, [0, 1, 2, 4, 5, 6, 7]].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in lanes that hold nothing
+def test_the_largest_values_do_not_overflow(cut):
+    """A head, an interior and a tail of nothing but values whose sum no float32 holds."""
+    x = torch.full((2, 4, 11, 11), 2.0**127, device=DEVICE)
+    cut(1, 2, 128, 1, strategy="resident", edges=1)
+    mean, var = torch.zeros(4, device=DEVICE), torch.ones(4, device=DEVICE)
+    y = tritonbn.batch_norm(x, mean, var, training=True, momentum=1.0)
+    torch.testing.assert_close(mean, x[0, :, 0, 0])
+    assert not y.any()
+    assert not var.any()
+
+
+def test_the_same_bits_in_any_order(cut):
+    x, residual = pair((3, 4, 11, 11), FIRST)
+    cut(1, 1, 128, strategy="resident", edges=1)
+    results = []
+    for seed in range(3):
+        with side_by_side(seed, SLOTS + seed, shuffled=seed % 2 == 1):
+            results.append(trained(x, residual, "silu"))
+    for others in results[1:]:
+        assert all(map(torch.equal, results[0], others))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_planes_of_any_size(cut, seed):
+    """Any plane that has edges, cut anyhow, with an activation and a residual or without."""
+    draw = Random(seed)
+    dtype = draw.choice((torch.float16, torch.bfloat16, torch.float32))
+    while True:
+        shape = draw.randint(1, 5), draw.choice((1, 2, 4, 5, 8, 12)), draw.randint(3, 13), draw.randint(5, 16)
+        if geometry_of(on_meta(*shape)).edges(dtype.itemsize):
+            break
+    x, dy = pair(shape, FIRST, dtype)
+    length = draw.randint(1, 9)
+    rereads = draw.choice((0, draw.randint(1, length - 1))) if length > 1 else 0
+    tile = draw.choice((1, 1, 2)), draw.choice((1, 1, 2, 8)), draw.choice((16, 64, 256))
+    cut(*tile, length, strategy="resident", rereads=rereads, edges=1)
+    activation = draw.choice((None, "relu", "silu", "leaky_relu"))
+    residual = dy if activation in (None, "silu") and draw.random() < 0.5 else None
+    with side_by_side(seed, slots=4096, shuffled=seed % 2 == 1):
+        if activation or residual is not None:
+            check(x, residual, activation, training=True, dy=dy)
+        else:
+            compare(x, dy=dy, **vectors(shape[1]))
