@@ -32,12 +32,13 @@ def on_meta(*shape):
     [
         (on_meta(2, 8, 11, 11), 2, (9, 8)),
         (on_meta(2, 8, 11, 11), 4, (5, 4)),
-        (on_meta(2, 8, 11, 11), 8, None),
+        (on_meta(2, 8, 11, 11), 8, (1, 2)),
         (on_meta(2, 12, 11, 11), 2, (5, 4)),
         (on_meta(2, 6, 11, 11), 2, None),
         (on_meta(1, 3, 11, 11), 2, (9, 8)),
         (on_meta(2, 8, 9, 14), 2, (14, 8)),
-        (on_meta(2, 8, 10, 10), 2, None),
+        (on_meta(2, 8, 10, 10), 2, (12, 8)),
+        (on_meta(2, 8, 12, 12), 2, None),
         (on_meta(2, 8, 7, 7), 2, None),
         (on_meta(2, 8, 17, 16, 16)[:, :, 1:], 2, None),
         (on_meta(2, 8, 11, 11).contiguous(memory_format=LAST), 2, None),
@@ -49,7 +50,7 @@ def on_meta(*shape):
     ids=str,
 )
 def test_which_planes_have_edges(x, itemsize, expected):
-    """Those of odd sizes that are dense, if planes of one channel lie so that their interiors are aligned."""
+    """Those of sizes that are no multiple of an access, if planes of one channel lie so that interiors are aligned."""
     assert geometry_of(x).edges(itemsize) == expected
 
 

@@ -112,13 +112,13 @@ class Geometry:
         return whole if whole and whole.alignment > self.alignment - shares else None
 
     def edges(self, itemsize: int) -> Edges | None:
-        """How to read planes of which every channel's begin equally far from where wide accesses could.
+        """How to read planes by wider accesses than all of them allow, if those of each channel begin alike.
 
-        Or None where they all begin and end well, or not even those of one channel do alike.
+        Their first elements lie equally far from where such accesses can begin. None if they do not, or gain nothing.
         """
         slow, step = [step for strides in self.strides for step in strides[:3]], self.strides[0][3]
         alignment = math.gcd(FULL_ACCESS // itemsize, *slow)
-        if max(self.alignment, 1) * itemsize >= WIDE_ACCESS or alignment * itemsize < WIDE_ACCESS:
+        if alignment <= self.alignment or alignment * itemsize < WIDE_ACCESS:
             return None
         alike = all(strides[4] == 1 and (strides[3] - step) % alignment == 0 for strides in self.strides)
         interior = (self.inner - alignment + 1) // alignment * alignment

@@ -65,9 +65,6 @@ LEAST_WARPS = 2
 MOST_SHUFFLED = 8
 """Elements a thread of a folded tile that one warp adds up alone, each of which all threads ask all others for."""
 
-MOST_HELD = 57344
-"""Elements of one tensor that a resident program holds if it reads none again."""
-
 UNDER_WAY = (1, 2, 3, 4, 6, 8)
 """Blocks of channels that the GPU may have under way at once where their chunks are read again."""
 
@@ -132,16 +129,19 @@ def resident(work: Work, device: Device, found: Space, cuts: list[Config]) -> It
         a_thread = config.elements / config.num_warps / device.warp_size
         if config.num_warps >= LEAST_WARPS or config.elements < LEAST_WARPS * device.warp_size * access:
             tiles, part = config.tiles(work.geometry), min(1, 2 / work.itemsize) / access
-            longest = MOST_HELD / config.elements if config.num_warps >= LEAST_WARPS else EVERY_LENGTH
-            most = int(min(found.held * part, longest)) if a_thread == access else 1
+            most = int(found.held * part) if a_thread == access else 1
+            most = most if config.num_warps >= LEAST_WARPS else min(most, EVERY_LENGTH)
             for tiles_per_chunk in lengths(tiles, most):
                 yield config.but(strategy="resident", tiles_per_chunk=tiles_per_chunk)
             if a_thread == access:
-                yield from rereading(work, config.but(strategy="resident", packed=packs(work, device)), device)
+                yield from rereading(work, config.but(strategy="resident", packed=packs(work, device)), most, device)
 
 
-def rereading(work: Work, config: Config, device: Device) -> Iterator[Config]:
-    """Chunks of a block of channels, or of a few, in all places of the GPU: too long for them, so only in part kept."""
+def rereading(work: Work, config: Config, longest: int, device: Device) -> Iterator[Config]:
+    """Chunks of a block of channels, or of a few, in all places of the GPU: too long for them, so only in part kept.
+
+    Or of more tiles than chunks may have that are kept whole.
+    """
     tiles, blocks = config.tiles(work.geometry), config.channel_blocks(work.geometry)
     streamed = config.but(stages=REREAD_STAGES if pipelines(device) else 1, tiles_per_chunk=2, rereads=1)
     most = places(work, streamed, registers_needed(work, streamed, device), device)
@@ -152,7 +152,7 @@ def rereading(work: Work, config: Config, device: Device) -> Iterator[Config]:
         for under_way in (n for n in UNDER_WAY if n <= min(blocks, slots)):
             length = math.ceil(tiles / (slots // under_way))
             whole = config.but(tiles_per_chunk=length, at_once=slots)
-            if registers_needed(work, whole, device) > registers:
+            if length > longest or registers_needed(work, whole, device) > registers:
                 cut = streamed.but(tiles_per_chunk=length)
                 found.add((length, fewest_rereads(work, cut.but(at_once=slots), registers, device)))
             elif work.mode == "forward":  # which gains nothing from places that cost it a second reading

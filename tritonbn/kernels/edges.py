@@ -1,4 +1,4 @@
-"""Edges of planes whose sizes are odd: the few elements beside the part of each that wide accesses can reach.
+"""Edges of planes whose sizes are no multiple of an access: the few elements beside what wide accesses can reach.
 
 Such planes begin anywhere in memory, but those of one channel, if they lie a multiple of ALIGN elements apart, all
 reach an aligned address after equally many elements: the channel's head, fewer than ALIGN. From there on follows the
