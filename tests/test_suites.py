@@ -42,6 +42,7 @@ def squares(name):
         ("mobilenet_v2", 52, 34112),
         ("mobilenet_v3", 46, 24400),
         ("efficientnet_b0", 49, 42016),
+        ("inception_v3", 94, 34432),
         ("pointnet", 17, 12160),
         ("r2plus1d", 37, 26160),
         ("dcgan", 7, 38144),

@@ -187,6 +187,23 @@ def r2plus1d_18() -> tuple[Layer, ...]:
     return counted((channels, (frames, size, size)) for channels, frames, size in found)
 
 
+def inception_v3() -> tuple[Layer, ...]:
+    """The distinct layers of Inception-v3 on 299 x 299 images, without its auxiliary head: 94 batch norms.
+
+    As in its authors' code and torchvision, whose first convolutions differ a little from the paper's table.
+    """
+    found = [(32, 149), (32, 147), (64, 147), (80, 73), (192, 71)]
+    for pooled in (32, 64, 64):
+        found += [(channels, 35) for channels in (64, 48, 64, 64, 96, 96, pooled)]
+    found += [(64, 35), (96, 35), (96, 17), (384, 17)]
+    for narrow in (128, 160, 160, 192):
+        found += [(channels, 17) for channels in (192, *[narrow] * 2, 192, *[narrow] * 4, 192, 192)]
+    found += [*[(192, 17)] * 4, (192, 8), (320, 8)]
+    for _ in range(2):
+        found += [(channels, 8) for channels in (320, *[384] * 3, 448, *[384] * 3, 192)]
+    return counted((channels, (size, size)) for channels, size in found)
+
+
 SUITES = {
     "resnet50": Suite(RESNET50, 32, 'He et al., "Deep Residual Learning for Image Recognition" (2015), table 1'),
     "convnext": Suite(
@@ -223,6 +240,12 @@ SUITES = {
         inverted_bottlenecks(blocks(EFFICIENTNET_B0)),
         64,
         'Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), table 1',
+    ),
+    "inception_v3": Suite(
+        inception_v3(),
+        32,
+        'Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), sections 6 and 8: planes '
+        "of odd sizes",
     ),
     "pointnet": Suite(
         POINTNET,
