@@ -140,7 +140,7 @@ def resident(work: Work, device: Device, found: Space, cuts: list[Config]) -> It
 def rereading(work: Work, config: Config, longest: int, device: Device) -> Iterator[Config]:
     """Chunks of a block of channels, or of a few, in all places of the GPU: too long for them, so only in part kept.
 
-    Or of more tiles than chunks may have that are kept whole.
+    Forward only where no chunk finds room there of `longest` tiles, which is the most that are kept whole.
     """
     tiles, blocks = config.tiles(work.geometry), config.channel_blocks(work.geometry)
     streamed = config.but(stages=REREAD_STAGES if pipelines(device) else 1, tiles_per_chunk=2, rereads=1)
@@ -152,11 +152,11 @@ def rereading(work: Work, config: Config, longest: int, device: Device) -> Itera
         for under_way in (n for n in UNDER_WAY if n <= min(blocks, slots)):
             length = math.ceil(tiles / (slots // under_way))
             whole = config.but(tiles_per_chunk=length, at_once=slots)
-            if length > longest or registers_needed(work, whole, device) > registers:
+            if registers_needed(work, whole, device) > registers:
                 cut = streamed.but(tiles_per_chunk=length)
                 found.add((length, fewest_rereads(work, cut.but(at_once=slots), registers, device)))
-            elif work.mode == "forward":  # which gains nothing from places that cost it a second reading
-                return
+            elif work.mode == "forward" and length <= longest:
+                return  # it gains nothing from places that cost it a second reading
     for length, rereads in sorted(found):
         if rereads:
             yield streamed.but(tiles_per_chunk=length, rereads=rereads)
