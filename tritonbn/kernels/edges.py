@@ -22,7 +22,7 @@ from .view import sum_to_edges
 @triton.jit
 def interior(x, c, stride_c, ALIGN: tl.constexpr, EDGES: tl.constexpr):
     """Where the interiors of these channels begin, and the step from one to the next: 0, as each has a pointer."""
-    if EDGES and x is not None:
+    if EDGES:
         begin = (c * stride_c + (ALIGN - 1)) // ALIGN * ALIGN
         x, stride_c = x + begin[:, None, None], stride_c * 0
     return x, stride_c

@@ -36,7 +36,9 @@ def inference_kernel(
     c, chunk = block_channels(block, BLOCK_C, INDEX), chunk.to(INDEX)
     x_in, x_step = interior(x, c, x_c, ALIGN, EDGES)
     y_in, y_step = interior(y, c, y_c, ALIGN, EDGES)
-    r_in, r_step = interior(residual, c, r_c, ALIGN, EDGES)
+    r_in, r_step = residual, r_c
+    if residual is not None:
+        r_in, r_step = interior(residual, c, r_c, ALIGN, EDGES)
     held, _ = load_chunk(
         x_in, chunk * TILES, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_step, x_i,
         OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,

@@ -53,9 +53,12 @@ def resident_backward_kernel(
         scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
         x_in, x_step = interior(x, c, x_c, ALIGN, EDGES)
         dy_in, dy_step = interior(dy, c, dy_c, ALIGN, EDGES)
-        r_in, r_step = interior(residual, c, r_c, ALIGN, EDGES)
         dx_in, dx_step = interior(dx, c, dx_c, ALIGN, EDGES)
-        dresidual_in, _ = interior(dresidual, c, dx_c, ALIGN, EDGES)
+        r_in, r_step, dresidual_in = residual, r_c, dresidual
+        if residual is not None:
+            r_in, r_step = interior(residual, c, r_c, ALIGN, EDGES)
+        if dresidual is not None:
+            dresidual_in, _ = interior(dresidual, c, dx_c, ALIGN, EDGES)
         held_dy, held_x, clues, masks = load_gradients(
             dy_in, x_in, r_in, signs, first, TILES, block, c, channels, outer, outer_1, outer_2, inner,
             dy_o0, dy_o1, dy_o2, dy_step, dy_i, x_o0, x_o1, x_o2, x_step, x_i, r_o0, r_o1, r_o2, r_step, r_i,

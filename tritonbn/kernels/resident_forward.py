@@ -131,7 +131,9 @@ def resident_forward_kernel(
         held = packed(held, HOLD)
         first = anew(first, HOLD if CHANNELS_LAST or RUN or TOGETHER else None)
         y_in, y_step = interior(y, c, y_c, ALIGN, EDGES)
-        r_in, r_step = interior(residual, c, r_c, ALIGN, EDGES)
+        r_in, r_step = residual, r_c
+        if residual is not None:
+            r_in, r_step = interior(residual, c, r_c, ALIGN, EDGES)
         if TOGETHER:
             for part in tl.range(0, parts, num_stages=STAGES):  # the last first, which the L2 still has
                 tile = first + TILES + (parts - 1 - part) * TOGETHER
