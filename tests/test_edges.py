@@ -4,13 +4,14 @@ from random import Random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from interleaving import side_by_side
 from support import DEVICE, compare, random
 from test_epilogue import ACTIVATIONS, check
 from test_strategies import pair, trained, vectors
 
 import tritonbn
-from tritonbn import configs, counters, devices, reference, space
+from tritonbn import configs, counters, devices, functional, reference, selection, space
 from tritonbn.geometry import describe
 from tritonbn.timings import key_of
 
@@ -68,6 +69,64 @@ def work_on(shape, mode="forward", dtype=torch.bfloat16, **beside):
 def test_which_passes_read_them_apart(mode):
     edges = work_on(SHAPE, mode).readings[-1].edges
     assert (edges is not None) == (mode in ("forward", "backward", "inference"))
+
+
+WANTED = {
+    "all": (0, 1, 2, 3),
+    "x": (0,),
+    "residual": (3,),
+    "x and residual": (0, 3),
+    "vectors": (1, 2),
+    "x, bias": (0, 2),
+}
+"""Positions among x, weight, bias and residual of those whose gradients are wanted."""
+
+
+@pytest.fixture
+def apart_if_may_be(monkeypatch):
+    """Of the configs for any pass one is chosen that reads edges apart, if there is one."""
+    best = selection.best
+
+    def choose(work, device, candidates, *rest):
+        kept = list(candidates)
+        return best(work, device, [config for config in kept if config.edges] or kept, *rest)
+
+    monkeypatch.setattr(selection, "best", choose)
+    functional._cases.clear()
+    yield
+    functional._cases.clear()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("wanted", WANTED.values(), ids=WANTED)
+def test_whatever_is_wanted(apart_if_may_be, runs, training, wanted, activation):
+    """First and second derivatives."""
+    x, residual, dy = (random((2, 8, 11, 11), torch.float64, seed) for seed in (0, 9, 1))
+    weight, bias, mean, var = vectors(8).values()
+    kept = 4 if 3 in wanted else 3
+
+    def ours(mean, var, x, weight, bias, residual=None):
+        epilogue = {"residual": residual, "activation": activation, "negative_slope": 0.2}
+        return tritonbn.batch_norm(x, mean, var, weight, bias, training, **epilogue)
+
+    def exact(mean, var, x, weight, bias, residual=0):
+        return ACTIVATIONS[activation](F.batch_norm(x, mean, var, weight, bias, training) + residual)
+
+    found, seeds = [], None
+    for function, dtype in ((exact, torch.float64), (ours, torch.float32)):
+        leaves = [t.to(dtype).requires_grad_(i in wanted) for i, t in enumerate((x, weight, bias, residual)[:kept])]
+        of, upstream = [leaves[i] for i in wanted], dy.to(dtype).requires_grad_()
+        y = function(mean.to(dtype), var.to(dtype), *leaves)
+        alone = torch.autograd.grad(y, of, upstream, retain_graph=True)
+        first = torch.autograd.grad(y, of, upstream, create_graph=True)
+        seeds = seeds or [gradient.detach().cos() for gradient in first]
+        again = torch.autograd.grad(first, [upstream, *of], [t.to(dtype) for t in seeds], materialize_grads=True)
+        found.append([t.detach().double() for t in (*alone, *first, *again)])
+    for ours, exact in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=0, atol=2e-5 * (1 + exact.abs().amax().item()))
+    keeps_signs = kept == 4 and activation in ("relu", "leaky_relu")
+    assert any(config.edges for config in runs) != keeps_signs
 
 
 def test_bits_lie_as_whole_planes_do():

@@ -36,7 +36,8 @@ def test_any_axis(mode, axis):
     y = module(x)
     truth = reference.batch_norm(
         x,
-        *(torch.zeros(x.shape[axis], dtype=torch.float64), torch.ones(x.shape[axis], dtype=torch.float64)),
+        torch.zeros(x.shape[axis], dtype=torch.float64, device=DEVICE),
+        torch.ones(x.shape[axis], dtype=torch.float64, device=DEVICE),
         training=True,
         momentum=1 - 0.7,
         eps=0.001,
@@ -44,9 +45,10 @@ def test_any_axis(mode, axis):
         correction=0,
     )
     torch.testing.assert_close(y.detach().cpu(), truth.y.cpu(), rtol=1e-12, atol=1e-12)
-    expected = (truth.running_mean, truth.running_var) if mode == 0 else (torch.zeros(()), torch.ones(()))
+    begun = torch.zeros((), device=DEVICE), torch.ones((), device=DEVICE)
+    expected = (truth.running_mean, truth.running_var) if mode == 0 else begun
     for actual, value in zip((module.running_mean, module.running_std), expected, strict=True):
-        torch.testing.assert_close(actual.cpu(), value.double().expand(x.shape[axis]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(actual, value.double().expand(x.shape[axis]), rtol=1e-12, atol=1e-12)
     module.eval()
     again = module(x) if mode == 2 else reference.batch_norm(x, *expected, eps=0.001, axis=axis).y
     torch.testing.assert_close(module(x), again, rtol=1e-12, atol=1e-12)

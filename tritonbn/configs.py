@@ -16,6 +16,7 @@ Mode = Literal[
     "forward",
     "inference",
     "backward",
+    "elementwise",
     "sums",
     "moments",
     "normalize",
@@ -23,21 +24,23 @@ Mode = Literal[
     "sample_forward",
     "sample_backward",
 ]
-"""Training forward; one sweep with nothing to merge; training backward; one sweep with sums; sample norm.
+"""Training forward; evaluation; training backward; backward in one sweep, without sums and with them; sample norm.
 
 Where several processes share a batch, "moments" and "normalize" are the halves of a training forward, "sums" and
 "gradients" those of a backward.
 """
 
-UNMERGED: tuple[Mode, ...] = ("inference", "normalize", "gradients")
+UNMERGED: tuple[Mode, ...] = ("inference", "elementwise", "normalize", "gradients")
 """One sweep, whose programs have nothing to merge."""
 
 ONE_SWEEP: tuple[Mode, ...] = (*UNMERGED, "sums", "moments")
+"""What reads its tensors but once, whatever the config."""
 
 READ = {
     "forward": 1,
     "inference": 1,
     "backward": 2,
+    "elementwise": 1,
     "sums": 2,
     "moments": 1,
     "normalize": 1,
@@ -48,6 +51,7 @@ READ = {
 """Tensors read once."""
 
 WRITTEN = {mode: 0 if mode in ("sums", "moments") else 1 for mode in READ}
+"""Tensors written."""
 
 Strategy = Literal["resident", "dataflow", "split"]
 """One launch that keeps its tiles in registers; one that reads them twice; two launches, or one sweep."""

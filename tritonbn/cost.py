@@ -95,6 +95,7 @@ INSTRUCTIONS = {
     "forward": 14,
     "inference": 6,
     "backward": 20,
+    "elementwise": 6,
     "sums": 12,
     "moments": 7,
     "normalize": 6,

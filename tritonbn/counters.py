@@ -43,6 +43,9 @@ _seated: dict[torch.device, list[int]] = {}
 
 _kept: dict[tuple[torch.device, int], Tensor] = {}
 
+_given_up: list[Tensor] = []
+"""Never freed: other streams may still use them, and where CUDA has failed or was forked from, to free them aborts."""
+
 
 def current_stream(device: torch.device) -> int:
     """The stream that Triton launches on."""
@@ -72,6 +75,8 @@ def take(device: torch.device, size: int) -> Tensor:
     key = device, current_stream(device)
     kept = _kept.get(key)
     if kept is None or kept.numel() < size:
+        if kept is not None:
+            _given_up.append(kept)
         kept = zeros_to_keep(max(LEAST, 1 << (size - 1).bit_length()), device)
         _kept[key] = kept
     return kept
@@ -86,9 +91,7 @@ def zeros_to_keep(size: int, device: torch.device) -> Tensor:
         return torch.zeros(size, dtype=torch.int32, device=device)
     with ThreadPoolExecutor(1) as another:  # on the default stream, as threads begin
         zeros = another.submit(torch.zeros, size, dtype=torch.int32, device=device).result()
-    stream = torch.cuda.current_stream(device)
-    stream.wait_stream(torch.cuda.default_stream(device))
-    zeros.record_stream(stream)
+    torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
     return zeros
 
 
@@ -106,6 +109,7 @@ def share(device: torch.device) -> int:
 
 def forget() -> None:
     """Give up all buffers, after a launch that did not end as it should."""
+    _given_up.extend(_kept.values())
     _kept.clear()
 
 

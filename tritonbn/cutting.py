@@ -162,6 +162,8 @@ def cut_plan(
 ) -> Plan:
     """One launch for each phase, over all chunks of all blocks; it sends so many numbers to other processes."""
     geometry = work.geometry
+    if config.edges and "EDGES" not in kernel.arg_names:
+        raise AssertionError(f"{config} leaves elements to a kernel that does not read them")
     blocks, chunks = config.channel_blocks(geometry), config.chunks(geometry)
     programs = blocks * chunks
     if phases[0].get("PHASE") == "dataflow":

@@ -214,7 +214,8 @@ class Plan:
             if first:
                 self.compiled[key] = ready
         except BaseException as error:
-            counters.forget()
+            if launched:
+                counters.forget()
             of_config = isinstance(error, Exception) and not isinstance(error, NOT_OF_A_CONFIG)
             if launched or not of_config or is_out_of_memory(error):
                 raise

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import scratch
 from .case import Case, fixed
-from .configs import Config, Epilogue, Mode, Work
+from .configs import WRITTEN, Config, Epilogue, Mode, Work
 from .cutting import cut_keywords, cut_plan, deals, resident_keywords
 from .geometry import MOST_AXES, describe
 from .kernels import (
@@ -237,9 +237,11 @@ class Backward:
         dbias: bool,
     ) -> Work:
         """What a config is chosen for."""
-        mode = "backward" if case.training and dx else "sums" if dweight or dbias else "inference"
+        mode = "backward" if case.training and dx else "sums" if dweight or dbias else "elementwise"
+        reads_x = mode == "elementwise" and case.activation is not None and not signs
+        written = dx + dresidual - WRITTEN[mode]
         strides = case.x, dy, case.like
-        return work_of(case, mode, residual, *strides, reads_signs=signs, writes_dresidual=dresidual)
+        return work_of(case, mode, residual, *strides, reads_signs=signs, reads_x=reads_x, also_written=written)
 
     @staticmethod
     def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
@@ -251,7 +253,7 @@ class Backward:
             return cut_plan(resident_backward_kernel, work, config, keywords, [{}])
         phases = {"sweep": SPLIT_BACKWARD[:1], "dataflow": [{"PHASE": "dataflow"}], "split": SPLIT_BACKWARD}[strategy]
         keywords |= {"TRAINING": case.training, "STAGES": config.stages, "RANKS": 0}
-        return cut_plan(backward_kernel, work, config, keywords, phases, exchanges=work.mode != "inference")
+        return cut_plan(backward_kernel, work, config, keywords, phases, exchanges=work.mode != "elementwise")
 
     @staticmethod
     def trial(
@@ -303,7 +305,8 @@ def work_of(
     *strides: Strides,
     reads_signs: bool = False,
     writes_signs: bool = False,
-    writes_dresidual: bool = False,
+    reads_x: bool = False,
+    also_written: int = 0,
 ) -> Work:
     """Tensors walked in the order of the last, with the residual (or the last) in front; and what lies beside them."""
     geometry = describe(case.shape, case.axis, strides[-1] if residual is None else residual, *strides)
@@ -313,13 +316,15 @@ def work_of(
         geometry,
         case.dtype,
         epilogue_of(mode, case.activation, residual is not None),
-        read_beside=(residual is not None) + reads_signs * sign,
-        written_beside=writes_dresidual + writes_signs * sign,
+        read_beside=reads_x + (residual is not None) + reads_signs * sign,
+        written_beside=also_written + writes_signs * sign,
     )
 
 
 def epilogue_of(mode: Mode, activation: str | None, has_residual: bool) -> Epilogue:
     """How much a launch has to do beside the affine map, or beside its gradient."""
+    if mode == "moments":
+        return "none"
     if activation == "silu":
         return "value"
     beside = has_residual if mode in ("forward", "inference", "normalize") else activation is not None

@@ -226,7 +226,7 @@ class Sums:
     ) -> Work:
         """What a config is chosen for."""
         strides = case.x, dy, case.like
-        return work_of(case, "sums", residual, *strides, reads_signs=signs, writes_dresidual=dresidual)
+        return work_of(case, "sums", residual, *strides, reads_signs=signs, also_written=dresidual)
 
     @staticmethod
     def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
