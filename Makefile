@@ -19,9 +19,11 @@ test: $(VENV)/installed lint
 gpu: $(VENV)/installed
 	@$(VENV)/bin/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'make gpu: torch sees no GPU; \
 	after adding one, or for another build of torch: make clean, then make gpu TORCH=...')"
-	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 4 --dist worksteal
-	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest --benchmark-disable benchmarks -k odd
-	$(VENV)/bin/python -m benchmarks
+	failed=0; \
+	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 4 --dist worksteal || failed=1; \
+	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest --benchmark-disable benchmarks -k odd || failed=1; \
+	$(VENV)/bin/python -m benchmarks || failed=1; \
+	exit $$failed  # a test that fails keeps nobody from the report
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -6,11 +6,12 @@ there is no GPU) runs everything but compiled/, TRITON_INTERPRET=0 runs compiled
 
 import os
 
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # convolutions in float32 are compared to its precision
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it on a GPU
+
 import pytest
 import torch
 
-os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # convolutions in float32 are compared to its precision
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it on a GPU
 os.environ["TRITONBN_TUNE"] = "off"  # what somebody timed on this machine decides nothing
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 import tritonbn
 from tritonbn import failures, functional, reference, selection, store
-from tritonbn.configs import Config, power_of_two, sign_group
+from tritonbn.configs import Config, sign_group
 from tritonbn.functional import sample_norm
-from tritonbn.geometry import Geometry
+from tritonbn.geometry import Geometry, power_of_two
 from tritonbn.launch import INTERPRETED, statistics_dtype
 
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"

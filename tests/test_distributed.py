@@ -15,7 +15,7 @@ import pytest
 import quick_interpreter
 import torch
 import torch.distributed as dist
-from support import random
+from support import DEVICE, random
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
@@ -397,9 +397,9 @@ def test_the_others_are_told(how, tmp_path):
 
 def test_without_processes(runs):
     """It is the BatchNorm of its input, in one launch."""
-    x = part(LAYERS["images"], 0, 0)
-    y = tritonbn.SyncBatchNorm(2).double()(x)
-    torch.testing.assert_close(y, tritonbn.BatchNorm2d(2).double()(x), rtol=0, atol=0)
+    x = part(LAYERS["images"], 0, 0).to(DEVICE)
+    y = tritonbn.SyncBatchNorm(2).double().to(DEVICE)(x)
+    torch.testing.assert_close(y, tritonbn.BatchNorm2d(2).double().to(DEVICE)(x), rtol=0, atol=0)
     assert len(runs) == 2
 
 

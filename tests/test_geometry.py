@@ -205,7 +205,9 @@ def test_programs_that_wait_leave_a_place_free(device, mode):
         largest = 0.0
         for shape in SHAPES:
             for config, chunks, per_sm in every_config(shape, mode, device, share):
-                if config.strategy == "resident" and chunks > 1 and not config.at_once:
+                if config.at_once:
+                    check_that_all_fit(config, chunks, per_sm, device)
+                elif config.strategy == "resident" and chunks > 1:
                     waiting += 1
                     assert per_sm >= counters.FRACTION
                     assert config.tiles_per_chunk - config.rereads <= 48, "more than a compiler should unroll"
@@ -215,18 +217,19 @@ def test_programs_that_wait_leave_a_place_free(device, mode):
     assert held <= 1 - 1 / counters.FRACTION
 
 
-@pytest.mark.parametrize("share", [0, *SHARES])
-def test_programs_that_run_at_once_all_fit(share):
+def check_that_all_fit(config, chunks, per_sm, device):
     """A cooperative launch is no larger than the GPU, and a block's chunks are not more than its programs."""
-    found = 0
-    for device in (*devices.TABLE, replace(devices.TABLE[0], sm_count=10)):
-        for shape in SHAPES:
-            for config, chunks, per_sm in every_config(shape, "forward", device, share):
-                if config.at_once:
-                    found += 1
-                    assert config.strategy == "resident"
-                    assert 1 < chunks <= config.at_once <= per_sm * device.sm_count
-    assert found
+    assert config.strategy == "resident"
+    assert 1 < chunks <= config.at_once <= per_sm * device.sm_count
+
+
+def test_where_nobody_may_wait_all_run_at_once():
+    for device in (*devices.TABLE[::5], replace(devices.TABLE[0], sm_count=10)):
+        found = [each for shape in SHAPES for each in every_config(shape, "forward", device, share=0)]
+        together = [each for each in found if each[0].strategy == "resident" and each[1] > 1]
+        assert together
+        for config, chunks, per_sm in together:
+            check_that_all_fit(config, chunks, per_sm, device)
 
 
 @pytest.mark.parametrize("mode", ["forward", "backward"])

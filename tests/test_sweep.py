@@ -218,8 +218,8 @@ def test_whoever_waits_for_a_gpu_waits_for_that_of_the_tensors(monkeypatch, kind
 
 
 def test_without_a_gpu_and_a_benchmark_of_ones_own(monkeypatch):
-    monkeypatch.setattr(timed.DRIVERS, "_active", object(), raising=False)
     task = Task(Problem(SHAPE), torch.device("cpu"))
+    monkeypatch.setattr(timed.DRIVERS, "_active", object(), raising=False)
     with pytest.raises(RuntimeError, match="expected a GPU to time on"):
         list(sweep.run(task, sweep.pending(task)))
     assert sweep.recorded(task).timings == []

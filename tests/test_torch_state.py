@@ -213,7 +213,8 @@ def test_stochastic_weight_averaging():
     """update_bn estimates the running buffers anew, and puts momentum back; AveragedModel averages buffers too."""
     results = []
     for model in twins():
-        average = swa_utils.AveragedModel(model, use_buffers=True)
+        mean = swa_utils.get_swa_avg_fn()  # torch's own for all tensors at once divides no integers on a GPU
+        average = swa_utils.AveragedModel(model, avg_fn=mean, use_buffers=True)
         for seed in range(3):
             step(model, inputs(seed))
             average.update_parameters(model)

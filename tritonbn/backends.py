@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch.autograd import forward_ad
 
-from .blocks import Block
+from .blocks import Block, known
 from .launch import INTERPRETED
 
 Name = Literal["auto", "triton", "aten"]
@@ -52,14 +52,7 @@ class backend(Block):
     chosen = _chosen
 
     def __init__(self, name: Name) -> None:
-        self.name = self.value = known(name, "backend")
-
-
-def known(name: str, what: str) -> str:
-    """The name itself, if it is a backend's."""
-    if name not in NAMES:
-        raise ValueError(f"{what}: expected one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    return name
+        self.name = self.value = known(name, NAMES, "backend")
 
 
 def uses_kernels(x: torch.Tensor) -> bool:
@@ -74,7 +67,7 @@ def uses_kernels(x: torch.Tensor) -> bool:
     if chosen:
         name = chosen[-1]
     else:
-        name = known(os.environ.get(VARIABLE) or "auto", VARIABLE) if _key in _variables else "auto"
+        name = known(os.environ.get(VARIABLE) or "auto", NAMES, VARIABLE) if _key in _variables else "auto"
     if name == "auto":
         return x.is_cuda or x.is_xpu or (INTERPRETED and x.is_cpu)
     return name == "triton"
@@ -99,7 +92,7 @@ def traces_kernels(x: torch.Tensor, training: bool) -> bool:
     if forward_ad._current_level >= 0 or type(innermost_transform()) is not NoneType:
         return False
     chosen = _traced.names
-    name = chosen[-1] if chosen else known(os.environ.get(VARIABLE) or "auto", VARIABLE)
+    name = chosen[-1] if chosen else known(os.environ.get(VARIABLE) or "auto", NAMES, VARIABLE)
     if name == "auto":
         kind = x.device.type
         return training and (kind in KERNEL_DEVICES or (INTERPRETED and kind == "cpu"))

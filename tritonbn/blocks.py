@@ -32,3 +32,10 @@ class Block(ContextDecorator):
             name = type(self).__name__
             raise TypeError(f"{name}: expected a plain function to decorate, got {function}; use `with` inside of it")
         return super().__call__(function)
+
+
+def known(name: str, names: tuple[str, ...], what: str) -> str:
+    """The name itself, if it is one of these."""
+    if name not in names:
+        raise ValueError(f"{what}: expected one of {', '.join(map(repr, names))}, got {name!r}")
+    return name

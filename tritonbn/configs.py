@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from .geometry import BITS, FULL_ACCESS, SECTOR, Edges, Fold, Geometry
+from .geometry import BITS, FULL_ACCESS, SECTOR, Edges, Fold, Geometry, power_of_two
 from .gpus import Device
 
 Mode = Literal[
@@ -270,11 +270,6 @@ def edge_lanes(work: Work, config: Config) -> int:
     """
     lanes = config.block_o * config.block_i // work.read_by(config).accesses
     return min(lanes, power_of_two(config.chunk_edges(work.geometry))) if work.mode in UNMERGED else lanes
-
-
-def power_of_two(size: int) -> int:
-    """The least power of two that is not below size."""
-    return 1 << (size - 1).bit_length()
 
 
 def sign_group(geometry: Geometry, itemsize: int) -> int:

@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from .devices import INTERPRETED
+from .geometry import power_of_two
 
 LEAST = 4096
 """Numbers of the smallest buffer: 16 KiB."""
@@ -29,8 +30,8 @@ SHARE = 3
 REPLAYS = 4
 """Graphs with programs that wait which may be replayed at once, on whatever streams."""
 
-CAPTURED_SHARE = 48
-"""The same share in each of them."""
+CAPTURED_SHARE = 12 * REPLAYS
+"""The same share in each of them, a twelfth of the places in all."""
 
 FRACTION = 4
 """A program that waits takes at most one in so many parts of an SM.
@@ -77,7 +78,7 @@ def take(device: torch.device, size: int) -> Tensor:
     if kept is None or kept.numel() < size:
         if kept is not None:
             _given_up.append(kept)
-        kept = zeros_to_keep(max(LEAST, 1 << (size - 1).bit_length()), device)
+        kept = zeros_to_keep(max(LEAST, power_of_two(size)), device)
         _kept[key] = kept
     return kept
 

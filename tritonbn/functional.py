@@ -486,9 +486,7 @@ def check_epilogue(
     """Raise unless what follows the normalization can be done, and batches can be counted."""
     if not isinstance(negative_slope, Real):
         raise TypeError(f"batch_norm: expected negative_slope to be a number, got {type(negative_slope).__name__}")
-    if activation is not None and activation not in ACTIVATIONS:
-        names = ", ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"batch_norm: expected activation to be None, {names}, got {activation!r}")
+    check_activation("batch_norm", activation)
     if residual is not None:
         if not isinstance(residual, Tensor):
             raise TypeError(f"batch_norm: expected residual to be a Tensor or None, got {type(residual).__name__}")
@@ -506,6 +504,13 @@ def check_epilogue(
             )
     elif momentum is None:
         raise ValueError("batch_norm: expected num_batches_tracked where momentum is None, got None")
+
+
+def check_activation(name: str, activation: str | None) -> None:
+    """Raise unless this is an activation, or None."""
+    if activation is not None and activation not in ACTIVATIONS:
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"{name}: expected activation to be None, {names}, got {activation!r}")
 
 
 def check_counts(counter: Tensor) -> None:

@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 WIDEST_ALIGNMENT = 16
+"""Elements: more than that alike from row to row, or from plane to plane, gain nothing."""
+
 FULL_ACCESS = 16
 """Bytes of the widest access."""
 
@@ -109,7 +111,9 @@ class Geometry:
         if is_wide and not shares:
             return None
         whole = self.pixel_fold(FULL_ACCESS // itemsize) if self.channels_last else self.plane_fold()
-        return whole if whole and whole.alignment > self.alignment - shares else None
+        if whole is None or whole.alignment < self.alignment or (whole.alignment == self.alignment and not shares):
+            return None
+        return whole
 
     def edges(self, itemsize: int) -> Edges | None:
         """How to read planes by wider accesses than all of them allow, if those of each channel begin alike.
@@ -151,7 +155,7 @@ class Geometry:
         channels = 8
         while 2 * channels * self.inner <= SHORTEST_RUN:
             channels *= 2
-        channels = min(channels, 1 << (self.channels - 1).bit_length())
+        channels = min(channels, power_of_two(self.channels))
         steps = [step for strides in self.strides for step in strides[: self.outer_rank]]
         alignment = math.gcd(WIDEST_ALIGNMENT, channels * self.inner, *steps)
         if self.channels % channels:
@@ -164,9 +168,14 @@ class Geometry:
         return self.outer_size * self.inner
 
 
+def power_of_two(size: int) -> int:
+    """The least power of two that is not below size."""
+    return 1 << (size - 1).bit_length()
+
+
 def used_lanes(length: int) -> float:
     """Which share of a power of two is used by so many lanes."""
-    return length / (1 << (length - 1).bit_length()) if length else 0.0
+    return length / power_of_two(length) if length else 0.0
 
 
 def merged_axes(shape: tuple[int, ...], axis: int, *strides: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:

@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.compiler import CompiledKernel
 
 from . import counters
 from .devices import DRIVERS
@@ -25,11 +24,8 @@ NOT_OF_A_CONFIG = (OSError, TypeError, ValueError)
 POINTER_ALIGNMENT = 16
 """Bytes by which Triton tells kernels apart: accesses of full width need it of every pointer."""
 
-TAKES_CONSTEXPRS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
-"""Whether a compiled kernel is given its constexprs too, which it ignores."""
-
-HOOKS = triton.knobs.runtime if hasattr(triton, "knobs") else CompiledKernel
-"""Where Triton keeps what it calls at every launch, for a profiler: on the kernels before Triton 3.4."""
+HOOKS = triton.knobs.runtime
+"""Where Triton keeps what it calls at every launch, for a profiler."""
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -240,8 +236,8 @@ class Plan:
             self.compiled[key] = [self.prepare(tuple(given.values()), *launch) for launch in self.launches]
 
     def prepare(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> tuple[Any, ...]:
-        """What it takes to launch, compiled if need be; the last is what follows the arguments."""
+        """What it takes to launch, compiled if need be; the last is what follows the arguments, constexprs and all."""
         compiled = self.kernel.warmup(*arguments, *self.sizes, grid=grid, **keywords)
-        names = [p.name for p in self.kernel.params if p.is_constexpr and TAKES_CONSTEXPRS]
+        names = [p.name for p in self.kernel.params if p.is_constexpr]
         rest = (*self.sizes, *(keywords[name] for name in names))
         return compiled, (*grid, 1, 1), compiled.run, (compiled.function, compiled.packed_metadata), rest

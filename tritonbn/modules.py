@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .functional import ACTIVATIONS, Activation, batch_norm
+from .functional import Activation, batch_norm, check_activation
 
 
 class _KernelBatchNorm(_BatchNorm):
@@ -187,13 +187,6 @@ def group_of(module: SyncBatchNorm) -> dist.ProcessGroup | None:
     if not (dist.is_available() and dist.is_initialized()):
         return None
     return dist.group.WORLD if module.process_group is None else module.process_group
-
-
-def check_activation(name: str, activation: str | None) -> None:
-    """Raise unless this is an activation, or None."""
-    if activation is not None and activation not in ACTIVATIONS:
-        names = ", ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"{name}: expected activation to be None, {names}, got {activation!r}")
 
 
 def future_class(module: nn.Module) -> type[nn.Module]:

@@ -19,7 +19,7 @@ from .timings import Choice, choice
 
 
 class Pass(Protocol):
-    """Forward, Inference and Backward of plan.py and sample_plan.py, of a case.
+    """One of those of plan.py, sample_plan.py and synced_plan.py, of a case.
 
     A key says which tensors are given, and how they lie.
     """

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from . import scratch
-from .configs import Work, power_of_two
-from .geometry import Geometry
+from .configs import Work
+from .geometry import Geometry, power_of_two
 from .kernels import (
     sample_columns_kernel,
     sample_gradients_kernel,

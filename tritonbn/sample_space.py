@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .configs import SECTOR, Mode, Work, power_of_two
+from .configs import Mode, Work
 from .devices import Device
+from .geometry import SECTOR, power_of_two
 from .sample_configs import SampleConfig, SampleStrategy
 from .sample_cost import modelled_time as modelled_time
 from .sample_tile import Tile

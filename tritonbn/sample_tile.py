@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from .configs import Work, power_of_two
+from .configs import Work
 from .cost import ACCESS_INSTRUCTIONS, INSTRUCTIONS
 from .devices import Device
-from .geometry import FULL_ACCESS
+from .geometry import FULL_ACCESS, power_of_two
 from .registers import MOST_REGISTERS
 from .sample_configs import SampleConfig
 

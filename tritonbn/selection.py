@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from . import counters, sample_space, space, store
-from .blocks import Block
+from .blocks import Block, known
 from .configs import Strategy, Work
 from .devices import Device
 from .failures import DeviceLostError, require_device, wait_for
@@ -100,21 +100,14 @@ class tuning(Block):
             raise TypeError(f"tuning: expected do_bench to be a function, got {type(do_bench).__name__}")
         if isinstance(strategies, str) or not strategies or not set(strategies) <= set(STRATEGIES):
             raise ValueError(f"tuning: expected strategies from {', '.join(STRATEGIES)}, got {strategies!r}")
-        self.value = Setting(known(name, "tuning"), do_bench, tuple(strategies))
+        self.value = Setting(known(name, NAMES, "tuning"), do_bench, tuple(strategies))
         hash(self.value)
-
-
-def known(name: str, what: str) -> str:
-    """The name itself, if it is a level's."""
-    if name not in NAMES:
-        raise ValueError(f"{what}: expected one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    return name
 
 
 def in_force() -> Setting:
     """The innermost block's, or the environment's."""
     blocks = setting()
-    return blocks[-1] if blocks else Setting(known(os.environ.get(VARIABLE) or "model", VARIABLE))
+    return blocks[-1] if blocks else Setting(known(os.environ.get(VARIABLE) or "model", NAMES, VARIABLE))
 
 
 def is_put_off(level: Setting, place: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""The configs worth considering for some work on a device: data for each mode and layout, and what may run."""
+"""The configs worth considering for some work on a device: data for each mode, and what may run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .configs import LAYOUTS, UNMERGED, Config, Layout, Mode, Reading, Strategy, Work, power_of_two
+from .configs import UNMERGED, Config, Mode, Reading, Strategy, Work
 from .cost import modelled_time, pipelines, places
 from .counters import FRACTION
 from .devices import Device
-from .geometry import FULL_ACCESS, SECTOR, Geometry
+from .geometry import FULL_ACCESS, SECTOR, Geometry, power_of_two
 from .registers import MOST_REGISTERS, fewest_rereads, most_registers, registers_needed
 
 
@@ -21,9 +21,6 @@ class Space:
     strategies: tuple[Strategy, ...]
     held: int = 0
     """Most elements of a tensor that a thread of a resident program holds."""
-    streamed: tuple[int, ...] = (8, 16, 32)
-    """The same where a program takes one tile after the other."""
-    num_warps: tuple[int, ...] = (1, 2, 4, 8)
     tiles_per_chunk: tuple[int, ...] = (1,)
     """Of what is not resident."""
     stages: tuple[int, ...] = (1,)
@@ -33,21 +30,24 @@ class Space:
 ALL: tuple[Strategy, ...] = ("resident", "dataflow", "split")
 CHUNKS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
 STAGES = (1, 3)
+WARPS = (1, 2, 4, 8)
+STREAMED = (8, 16, 32)
+"""Elements of a tensor that a thread holds where a program takes one tile after the other."""
+
 MERGING, PASSING = (
     Space(("split",), tiles_per_chunk=CHUNKS, stages=STAGES),
     Space(("split",), tiles_per_chunk=CHUNKS[:4]),
 )
 
-SPACES: dict[tuple[Mode, Layout], Space] = {
-    ("forward", "planes"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("forward", "runs"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("forward", "rows"): Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "planes"): Space(ALL, held=176, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "runs"): Space(ALL, held=176, tiles_per_chunk=CHUNKS, stages=STAGES),
-    ("backward", "rows"): Space(ALL, held=176, tiles_per_chunk=CHUNKS, stages=STAGES),
-    **{(mode, layout): MERGING for mode in ("sums", "moments") for layout in LAYOUTS},
-    **{(mode, layout): PASSING for mode in UNMERGED for layout in LAYOUTS},
-    **{("inference", layout): Space(("split",)) for layout in LAYOUTS},
+SPACES: dict[Mode, Space] = {
+    "forward": Space(ALL, held=320, tiles_per_chunk=CHUNKS, stages=STAGES),
+    "inference": Space(("split",)),
+    "backward": Space(ALL, held=176, tiles_per_chunk=CHUNKS, stages=STAGES),
+    "elementwise": PASSING,
+    "sums": MERGING,
+    "moments": MERGING,
+    "normalize": PASSING,
+    "gradients": PASSING,
 }
 
 MOST_MERGED = 262144
@@ -96,8 +96,9 @@ def choose(work: Work, device: Device, share: int) -> Config:
 
 def space(work: Work, device: Device, share: int) -> Iterator[Config]:
     """Every config worth considering that may run."""
+    found = SPACES[work.mode]
     for reading in work.readings:
-        found, cuts = SPACES[work.mode, reading.layout], list(tiles(work, reading))
+        cuts = list(tiles(work, reading))
         if "resident" in found.strategies:
             for config in resident(work, device, found, cuts):
                 is_short = config.held <= MOST_CONVERTED * config.num_warps * device.warp_size
@@ -106,15 +107,15 @@ def space(work: Work, device: Device, share: int) -> Iterator[Config]:
                     yield from valid(work, config.but(packed=packed), device, share)
         if reading.edges and work.mode not in UNMERGED:
             continue
-        for config in with_warps(cuts, device, found, found.streamed):
+        for config in with_warps(cuts, device, STREAMED):
             for cut in streamed(work, config, found):
                 yield from valid(work, cut, device, share)
 
 
-def with_warps(cuts: list[Config], device: Device, found: Space, per_thread: tuple[int, ...]) -> Iterator[Config]:
+def with_warps(cuts: list[Config], device: Device, per_thread: tuple[int, ...]) -> Iterator[Config]:
     """Every tile with as many warps as give a thread so many elements, or fewer where a tile is too small for that."""
     for tile in cuts:
-        for warps in (n for n in found.num_warps if n * device.warp_size <= MOST_THREADS):
+        for warps in (n for n in WARPS if n * device.warp_size <= MOST_THREADS):
             elements = tile.elements // (warps * device.warp_size)
             if tile.lanes and warps == 1 and elements > MOST_SHUFFLED:
                 continue
@@ -125,7 +126,7 @@ def with_warps(cuts: list[Config], device: Device, found: Space, per_thread: tup
 def resident(work: Work, device: Device, found: Space, cuts: list[Config]) -> Iterator[Config]:
     """Chunks that are kept in registers: tiles of an access a thread, as many as leave the chunks equal."""
     access = FULL_ACCESS // work.itemsize
-    for config in with_warps(cuts, device, found, (access,)):
+    for config in with_warps(cuts, device, (access,)):
         a_thread = config.elements / config.num_warps / device.warp_size
         if config.num_warps >= LEAST_WARPS or config.elements < LEAST_WARPS * device.warp_size * access:
             tiles, part = config.tiles(work.geometry), min(1, 2 / work.itemsize) / access

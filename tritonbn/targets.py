@@ -27,8 +27,6 @@ from .launch import INTERPRETED
 from .machine_code import Resources, code, is_assembled, read_resources
 from .machine_code import occupancy as occupancy
 
-VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-
 _starting = Lock()
 """Held while the environment is that of a process which is started."""
 
@@ -66,7 +64,7 @@ class Launch:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """By name; before Triton 3.3 without the constexprs."""
+        """By name."""
         return dict(zip(self.names, self.values[4:], strict=False))
 
     @property
@@ -158,13 +156,12 @@ class CompilingDriver:
         return {"max_shared_mem": most, "name": self.device.name}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[Any, ...]:
-        """Module, function, registers, spills, and most threads a program: as much as Triton's version unpacks."""
-        handles = (name, name, 0, 0)
-        return handles if VERSION < (3, 4) else (*handles, 1024)
+        """Module, function, registers, spills, and most threads a program."""
+        return name, name, 0, 0, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         """What is called in place of a launch."""
-        names = tuple(p.name for p in source.fn.params if VERSION >= (3, 3) or not p.is_constexpr)
+        names = tuple(p.name for p in source.fn.params)
 
         def launch(x: int, y: int, z: int, stream: int, function: Any, *values: Any) -> None:
             self.launches.append(Launch(metadata, (x, y, z), values, names))

@@ -4,7 +4,7 @@ Work is taken from a ticket, channel block by channel block: whatever a program 
 programs that hold a slot of the GPU already, or needs at most chunks - 1 slots more. So any launch ends on `chunks`
 free slots, whatever the size of its grid and the order in which the hardware starts it; launches on several streams
 starve each other only if together they can hold all slots while incomplete, which is ruled out where a strategy is
-chosen (space.py, resident). Programs wait for their own block of channels alone, never for the grid.
+chosen (space.py, waits_safely). Programs wait for their own block of channels alone, never for the grid.
 
 counters (int32) are all zero before and after a launch: the next ticket, the number of finished blocks, then the
 arrivals at every block, SPACING apart so that blocks do not contend; then a flag for every chunk of every block; then

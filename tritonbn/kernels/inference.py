@@ -20,7 +20,7 @@ def inference_kernel(
     statistics,  # (2, C), written: mean, invstd; or None
     signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
     eps: tl.float64, slope: tl.float64,
-    channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
+    channels, outer, outer_1, outer_2, inner, blocks, chunks,
     x_o0, x_o1, x_o2, x_c, x_i,
     y_o0, y_o1, y_o2, y_c, y_i,
     r_o0, r_o1, r_o2, r_c, r_i,

@@ -28,7 +28,7 @@ def resident_backward_kernel(
     partials,  # of partials.py: each chunk's sums of dz and of dz (x - mean); then what dx takes of all
     counters,  # of exchange.py, or None
     slope: tl.float64,
-    channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
+    channels, outer, outer_1, outer_2, inner, blocks, chunks,
     x_o0, x_o1, x_o2, x_c, x_i,
     dy_o0, dy_o1, dy_o2, dy_c, dy_i,
     dx_o0, dx_o1, dx_o2, dx_c, dx_i,

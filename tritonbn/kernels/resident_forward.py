@@ -35,7 +35,7 @@ def resident_forward_kernel(
     partials,  # of partials.py: each chunk's mean, as centre and offset, M2, and number of values
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
-    channels, outer, outer_1, outer_2, inner, blocks, chunks, tiles_per_chunk, window,
+    channels, outer, outer_1, outer_2, inner, blocks, chunks,
     x_o0, x_o1, x_o2, x_c, x_i,
     y_o0, y_o1, y_o2, y_c, y_i,
     r_o0, r_o1, r_o2, r_c, r_i,

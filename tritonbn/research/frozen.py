@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from ..conversion import NAMES_OF_AN_EMPTY_CLASS
-from ..functional import Activation, batch_norm
-from ..modules import _KernelBatchNorm, check_activation
+from ..functional import Activation, batch_norm, check_activation
+from ..modules import _KernelBatchNorm
 
 Model = TypeVar("Model", bound=nn.Module)
 
