@@ -128,6 +128,27 @@ def test_classes_that_compute_for_themselves_are_left_to_aten(used):
     assert not used(TwoTensor(first, second))
 
 
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("training", [True, False])
+def test_whichever_tensor_is_of_such_a_class(used, position, training):
+    x, given = random((4, 3)), [torch.zeros(3), torch.ones(3), torch.full((3,), 2.0), torch.zeros(3)]
+    plain = [t.clone().to(DEVICE) for t in given]
+    tritonbn.batch_norm(x, *plain, training)
+    kept = [
+        TwoTensor(t.clone().to(DEVICE), t.clone().to(DEVICE)) if i == position else t.to(DEVICE)
+        for i, t in enumerate(given)
+    ]
+    y = tritonbn.batch_norm(x, *kept, training)
+    truth = F.batch_norm(x, *(t.to(DEVICE) for t in given), training)
+    torch.testing.assert_close(y.a if isinstance(y, TwoTensor) else y, truth)
+
+
+def test_a_residual_of_such_a_class():
+    x, residual = random((4, 3)), random((4, 3), seed=1)
+    y = tritonbn.batch_norm(x, None, None, training=True, residual=TwoTensor(residual, 2 * residual))
+    torch.testing.assert_close(y.b, F.batch_norm(x, None, None, training=True) + 2 * residual)
+
+
 def test_environment(used, monkeypatch):
     monkeypatch.setenv("TRITONBN_BACKEND", "aten")
     assert not used()

@@ -68,7 +68,7 @@ def task(mode="forward"):
 def command(*arguments, **environment):
     """The real command, in a process of its own."""
     environment = os.environ | NO_GPU | {"TRITON_INTERPRET": "0"} | environment
-    started = [sys.executable, "-m", "tritonbn.cli", *arguments]
+    started = [sys.executable, "-m", "tritonbn", *arguments]
     return subprocess.run(started, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -692,13 +692,13 @@ def test_inspect_in_the_interpreter_says_what_to_do():
 @pytest.mark.parametrize("arguments", ["info", "info --json", "cache show", "tune --model-only --suite mlp --csv"])
 def test_where_nothing_can_be_printed(arguments):
     with open("/dev/full", "w") as full:
-        started = [sys.executable, "-m", "tritonbn.cli", *arguments.split()]
+        started = [sys.executable, "-m", "tritonbn", *arguments.split()]
         done = subprocess.run(started, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (FAILED, "tritonbn: [Errno 28] No space left on device\n")
 
 
 def test_a_reader_that_has_seen_enough():
-    started = [sys.executable, "-m", "tritonbn.cli", "tune", "--model-only", "--suite", "unet", "--json"]
+    started = [sys.executable, "-m", "tritonbn", "tune", "--model-only", "--suite", "unet", "--json"]
     with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""

@@ -126,7 +126,7 @@ def test_momentum_as_a_tensor(backend):
     )
     with tritonbn.backend(backend):
         for momentum in (0.25, 0.5):
-            weight = torch.tensor([momentum], device=DEVICE)
+            weight = torch.tensor([[momentum]], device=DEVICE)
             y = compiled(images(), *found, weight)
             torch.testing.assert_close(y, call(images(), *expected, weight), **TOLERANCE)
             torch.testing.assert_close(found, expected, **TOLERANCE)

@@ -10,6 +10,7 @@ import pickle
 import random as python_random
 from collections import Counter, OrderedDict, namedtuple
 from types import MethodType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from support import DEVICE, random
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -1088,13 +1090,40 @@ def test_batch_norms_with_a_forward_of_their_own(norm):
     assert model[0] is norm
 
 
-class Sealed(nn.Module):
+class Registered(nn.Module):
+    heard: ClassVar = []
+
     def __init__(self):
         super().__init__()
         self.bn = bn()
 
-    def __init_subclass__(cls):
-        raise TypeError("not to be inherited from")
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        Registered.heard.append(cls)
+
+    def forward(self, x):
+        return F.relu(self.bn(x))
+
+
+def test_a_class_does_not_hear_of_its_fused_self(calls):
+    fused = fuse_and_check(Registered(), images())
+    assert "fused=[bn + relu]" in repr(fused)
+    assert type(fused) not in Registered.heard
+    inherited = type("Inherited", (type(fused),), {})
+    assert Registered.heard[-1] is inherited
+
+
+class Seal(type):
+    def __new__(mcs, name, bases, namespace):
+        if any(isinstance(base, Seal) for base in bases):
+            raise TypeError("not to be inherited from")
+        return super().__new__(mcs, name, bases, namespace)
+
+
+class Sealed(nn.Module, metaclass=Seal):
+    def __init__(self):
+        super().__init__()
+        self.bn = bn()
 
     def forward(self, x):
         return F.relu(self.bn(x))
@@ -1103,6 +1132,32 @@ class Sealed(nn.Module):
 def test_a_class_that_cannot_be_inherited_from(calls):
     assert type(fuse_and_check(Sealed(), images())) is Sealed
     assert set(calls) == {PLAIN}
+
+
+class Reflected(Registered):
+    def forward(self, x):
+        return 2 * super(self.__class__, self).forward(x)  # a fused class would find itself here
+
+
+def test_a_forward_that_asks_for_its_class(calls):
+    fused = fuse_and_check(Reflected(), images())
+    assert type(fused) is Reflected
+    with tritonbn.backend("aten"):
+        torch.testing.assert_close(fused(x=images()), fused(images()))
+
+
+class Squared(nn.Module):
+    def forward(self, gain):
+        return gain * gain
+
+
+def test_parametrizations_of_before_can_be_removed():
+    model = written(lambda self, x: F.relu(self.bn(x)) * self.gain, bn=bn(), gain=nn.Parameter(torch.full((1,), 2.0)))
+    parametrize.register_parametrization(model.to(DEVICE), "gain", Squared())
+    tritonbn.convert(model, fuse=True)
+    parametrize.remove_parametrizations(model, "gain")
+    assert type(model).__name__ == "Written"
+    assert model.gain.item() == 4
 
 
 EPILOGUES = {"add", "iadd", "add_", "relu", "relu_", "leaky_relu", "silu", "training"}

@@ -73,7 +73,7 @@ def batch_norm(
     if training and running_mean is not None and x.numel() > 0:
         values = x.numel() // x.shape[axis]
         var = torch.zeros_like(var) if values == 1 else var * ((values - 1) / (values - correction))
-        share = momentum.to(var.dtype) if isinstance(momentum, Tensor) else momentum
+        share = momentum.reshape(()).to(var.dtype) if isinstance(momentum, Tensor) else momentum
         with torch.no_grad():
             for running, batch in ((running_mean, mean), (running_var, var)):
                 running.copy_(running.to(batch.dtype).lerp(batch, share))

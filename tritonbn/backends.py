@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 from types import NoneType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.autograd import forward_ad
@@ -55,13 +55,15 @@ class backend(Block):
         self.name = self.value = known(name, NAMES, "backend")
 
 
-def uses_kernels(x: torch.Tensor) -> bool:
-    """Whether the backend in force sends this tensor to the Triton kernels."""
+def uses_kernels(x: torch.Tensor, *others: Any) -> bool:
+    """Whether the backend in force sends this tensor to the Triton kernels, along with any others of a call."""
     if forward_ad._current_level >= 0 or innermost_transform() is not None:
         return False
     if (number_of_modes() and is_recorded()) or traced_state() is not None:
         return False
     if x.__class__ is not torch.Tensor and dispatches(x):
+        return False
+    if others and any(isinstance(other, torch.Tensor) and dispatches(other) for other in others):
         return False
     chosen = _chosen.get()
     if chosen:

@@ -16,6 +16,9 @@ except ImportError:  # it is torch.compile's own
 
 MOST = 4096
 
+PLAIN = frozenset({Tensor, Parameter})
+"""Classes that leave torch's operations to torch."""
+
 _numbers: dict[tuple[Any, ...], int] = {}
 """A number for the forms of several tensors, which is found faster than they are."""
 
@@ -32,7 +35,8 @@ def form(tensor: Tensor | None) -> tuple[Any, ...] | None:
     """Of a tensor all that checks and plans depend on."""
     if tensor is None:
         return None
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg()
+    own = None if tensor.__class__ in PLAIN else tensor.__class__
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg(), own
 
 
 def forms(*tensors: Tensor | None) -> int:
@@ -56,7 +60,7 @@ def forms(*tensors: Tensor | None) -> int:
 
 def comparison(tensors: tuple[Tensor, ...], found: tuple[Any, ...]) -> Callable[..., bool]:
     """What says whether tensors are of these forms, at least: of plain tensors, none of them given twice."""
-    plain = {*map(type, tensors)} <= {Tensor, Parameter} and len({*map(id, tensors)}) == len(tensors)
+    plain = PLAIN.issuperset(map(type, tensors)) and len({*map(id, tensors)}) == len(tensors)
     if TensorGuards is None or not plain:
         return never
     sizes, strides = ([list(each[fact]) for each in found] for fact in (0, 1))

@@ -128,7 +128,7 @@ def batch_norm(
         check(given)
         if problem is not None:
             raise problem
-        if input.numel() == 0 or not uses_kernels(input):
+        if input.numel() == 0 or not uses_kernels(*given):
             return by_aten(given)
         x = walkable(input, given.axis % input.dim())
         if x is not input:
@@ -375,7 +375,7 @@ def sample_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None
         check_sample(input, weight, bias, eps)
         if problem is not None:
             raise problem
-        if input.numel() == 0 or not uses_kernels(input):
+        if input.numel() == 0 or not uses_kernels(input, weight, bias):
             return aten.sample_norm(input, weight, bias, float(eps))
         x = walkable(input, input.dim() - 1)
         if x is not input:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from .functional import Activation
 from .modules import _KernelBatchNorm, future_class
@@ -106,6 +107,11 @@ class Fused(nn.Module):
     """The class it was of."""
     _programs = Programs()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """The class that was written hears of those who inherit from it, but not of its fused self."""
+        if "written" not in vars(cls):
+            super().__init_subclass__(**options)
+
     def extra_repr(self) -> str:
         """As before, and the calls that are fused."""
         calls = dict.fromkeys(call for program in self._programs.values() for call in program.calls)
@@ -152,6 +158,8 @@ def program_of(module: nn.Module, training: bool) -> Program:
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     if (written.__reduce__, written.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
         raise TraceError("a class with a way of its own to copy its objects")
+    if is_parametrized(module):
+        raise TraceError("a class that torch has made of the one that was written, and will want to unmake")
     graph, premises = record(module, training, defaults, is_entered, written_class)
     calls = fuse_graph(graph, module)
     code = graph.python_code("self")

@@ -34,7 +34,7 @@ def test_every_test_that_is_named_exists():
 def test_the_modelled_table_is_what_its_command_prints():
     command = "tune --model-only --target h100 --suite convnext --mode forward backward"
     done = subprocess.run(
-        [sys.executable, "-m", "tritonbn.cli", *command.split()],
+        [sys.executable, "-m", "tritonbn", *command.split()],
         env=os.environ | {"COLUMNS": "200"},
         capture_output=True,
         text=True,

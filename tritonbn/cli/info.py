@@ -14,6 +14,7 @@ import torch
 import triton
 
 from .. import __version__, backends, selection, store
+from ..blocks import known
 from ..devices import INTERPRETED
 from . import gpu, options
 from .exits import FAILED, OK, ExitError
@@ -100,7 +101,7 @@ def in_force() -> dict[str, str]:
     """Who computes and how configs are chosen, as the environment has it."""
     name = os.environ.get(backends.VARIABLE) or "auto"
     return {
-        "backend": said(lambda: backends.known(name, backends.VARIABLE)),
+        "backend": said(lambda: known(name, backends.NAMES, backends.VARIABLE)),
         "tuning": said(lambda: selection.in_force().name),
         "kernels": "run in Triton's interpreter, on the CPU" if INTERPRETED else "are compiled",
     }
