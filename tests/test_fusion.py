@@ -561,7 +561,7 @@ AS_WRITTEN = {
     "own phase": lambda self, x, r: F.relu(self.bn(x)) + (r if self.training else -r),
     "phase of gradients": lambda self, x, r: F.relu(self.bn(x)) * (2 if torch.is_grad_enabled() else 3),
     "random numbers": draws,
-    "random tensors": lambda self, x, r: F.relu(self.bn(x)) + torch.rand(3),
+    "random tensors": lambda self, x, r: F.relu(self.bn(x)) + torch.rand(3, device=DEVICE),
     "data": by_data,
     "type": by_type,
     "is_tensor": lambda self, x, r: F.relu(self.bn(x)) + (r if torch.is_tensor(r) else 5),
@@ -747,7 +747,7 @@ def test_what_a_forward_does_elsewhere(forward, capsys):
         return Tally.calls + CALLS + CALLED[0] + len(capsys.readouterr().out.split())
 
     before = done()
-    fused = tritonbn.convert(written(forward, bn=bn()), fuse=True)
+    fused = tritonbn.convert(written(forward, bn=bn()).to(DEVICE), fuse=True)
     assert done() == before
     with tritonbn.backend("aten"):
         fused(images(dtype=torch.float32))
@@ -847,7 +847,7 @@ CHANGES = {
     "an activation in a list": lambda m: m.acts.__setitem__(0, nn.GELU()),
     "an activation's forward": lambda m: setattr(m.act, "forward", torch.cos),
     "a batch norm": lambda m: setattr(m, "bn", nn.Identity()),
-    "a batch norm in a list": lambda m: m.norms.__setitem__(0, nn.GroupNorm(2, 4, dtype=torch.float64)),
+    "a batch norm in a list": lambda m: m.norms.__setitem__(0, nn.GroupNorm(2, 4, device=DEVICE, dtype=torch.float64)),
     "a batch norm's forward": lambda m: setattr(m.bn, "forward", torch.cos),
     "a batch norm's eps": lambda m: setattr(m.bn, "eps", 0.5),
     "None": lambda m: setattr(m, "extra", nn.Upsample(scale_factor=2)),
@@ -930,7 +930,7 @@ class Reduced(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.bn = nn.BatchNorm2d(4)
+        self.bn = nn.BatchNorm2d(4, device=DEVICE)
 
     def __reduce__(self):
         return type(self), ()
@@ -957,7 +957,7 @@ def test_defaults_of_any_type(calls):
 
 
 def test_an_activation_set_later_is_not_lost():
-    fused = tritonbn.convert(nn.Sequential(bn(), nn.ReLU()), fuse=True)
+    fused = tritonbn.convert(nn.Sequential(bn(), nn.ReLU()).to(DEVICE), fuse=True)
     fused[0].activation, fused[0].negative_slope = "leaky_relu", -1.0
     with tritonbn.backend("aten"):
         torch.testing.assert_close(fused(images(dtype=torch.float32)), F.relu(fused[0](images(dtype=torch.float32))))
@@ -1006,7 +1006,7 @@ def saved(model):
     ids=["deep", "", "pickle", "save"],
 )
 def test_copies_are_fused(calls, copied):
-    model = tritonbn.convert(nn.Sequential(BasicBlock(4, 4), bn(), nn.ReLU()), fuse=True)
+    model = tritonbn.convert(nn.Sequential(BasicBlock(4, 4), bn(), nn.ReLU()).to(DEVICE), fuse=True)
     twin = copied(model)
     assert repr(twin) == repr(model)
     assert type(twin[0]) is type(model[0])
@@ -1019,17 +1019,17 @@ def test_copies_are_fused(calls, copied):
 
 
 def test_a_slice_of_a_sequential_is_what_it_holds():
-    model = tritonbn.convert(nn.Sequential(nn.Conv2d(4, 4, 1), bn(), nn.ReLU()), fuse=True)
+    model = tritonbn.convert(nn.Sequential(nn.Conv2d(4, 4, 1), bn(), nn.ReLU()).to(DEVICE), fuse=True)
     x = images(dtype=torch.float32)
     with tritonbn.backend("aten"):
         torch.testing.assert_close(F.relu(model[:2](x)), model(x))
         assert model[:2](x).min() < 0
-        model.append(nn.Conv2d(4, 2, 1))
+        model.append(nn.Conv2d(4, 2, 1, device=DEVICE))
         assert model(x).shape[1] == 2
 
 
 def test_twice_changes_nothing_more(calls):
-    model = tritonbn.convert(nn.Sequential(BasicBlock(4, 4), bn(), nn.ReLU()), fuse=True)
+    model = tritonbn.convert(nn.Sequential(BasicBlock(4, 4), bn(), nn.ReLU()).to(DEVICE), fuse=True)
     before, parts = repr(model), [type(m) for m in model.modules()]
     tritonbn.convert(model, fuse=True)
     assert repr(model) == before
@@ -1041,7 +1041,7 @@ def test_twice_changes_nothing_more(calls):
 
 def test_batch_norms_that_are_ours_already(calls):
     built = nn.Sequential(tritonbn.BatchNorm2d(4), nn.ReLU(), tritonbn.BatchNorm2d(4, activation="silu"), nn.ReLU())
-    tritonbn.convert(tritonbn.convert(built), fuse=True)
+    tritonbn.convert(tritonbn.convert(built.to(DEVICE)), fuse=True)
     with tritonbn.backend("aten"):
         built(images(dtype=torch.float32))
     assert calls == [(False, *RELU), (False, *SILU)]
@@ -1060,7 +1060,7 @@ def test_arguments_by_name_are_not_fused(calls):
 
 
 def test_lazy_ones_once_they_are_initialized(calls):
-    model = tritonbn.convert(nn.Sequential(nn.LazyBatchNorm2d(), nn.ReLU()), fuse=True)
+    model = tritonbn.convert(nn.Sequential(nn.LazyBatchNorm2d(device=DEVICE), nn.ReLU()), fuse=True)
     with tritonbn.backend("aten"):
         first, second = model(images(dtype=torch.float32)), model(images(dtype=torch.float32))
     torch.testing.assert_close(first, second)

@@ -294,7 +294,7 @@ def test_a_call_takes_one_input(built):
 @pytest.mark.parametrize("built", [True, False], ids=["built", "unbuilt"])
 def test_copies(duplicate, built):
     original = layer(axis=1, gamma_init="normal", gamma_regularizer="l1l2", **({"input_shape": (3,)} if built else {}))
-    twin = duplicate(original)
+    twin = duplicate(original).to(DEVICE)  # of what is uninitialized torch pickles no device
     twin(random((4, 3)))
     assert original.has_uninitialized_params() is not built
     if built:

@@ -158,7 +158,7 @@ def test_state_as_torchvisions():
     theirs.load_state_dict(varied(ours).state_dict())
     x = random((4, 3, 2, 2))
     torch.testing.assert_close(ours.to(DEVICE)(x), theirs.to(DEVICE)(x))
-    twin = FrozenBatchNorm(3)
+    twin = FrozenBatchNorm(3).to(DEVICE)
     twin.load_state_dict(theirs.state_dict())
     assert_near(dict(twin.state_dict()), dict(theirs.state_dict()), 0)
 

@@ -45,8 +45,9 @@ class backend(Block):
     forward pass ran. Inside torch.func's transforms, under forward-mode differentiation, among fake tensors, of classes
     that compute operations themselves (DTensor) and while torch.jit traces ATen computes, whatever the name. What
     torch.compile and torch.export trace leaves evaluation to ATen, unless the name is "triton"; a block has to be
-    around the compiled call, not in it. ValueError for any other name, TypeError where a coroutine or a generator is
-    decorated.
+    around the compiled call, not in it. What torch computes again for a checkpoint it does on a GPU in a thread of its
+    own, where only blocks inside the checkpointed function hold, and the variable. ValueError for any other name,
+    TypeError where a coroutine or a generator is decorated.
     """
 
     chosen = _chosen

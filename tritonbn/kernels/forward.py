@@ -15,7 +15,7 @@ from .exchange import dataflow_item, release, take_ticket, wait
 from .finish import finish_channels
 from .partials import rows_of
 from .ranks import merge_ranks, send_moments
-from .rounding import inverse_sqrt
+from .rounding import invstd_of
 from .view import (
     block_and_chunk,
     block_channels,
@@ -102,7 +102,7 @@ def forward_kernel(
                 behind = rows_of(partials, blocks, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)
                 send_moments(behind, c, channels, block, centre, offset, variance, values)
             else:
-                invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+                invstd = invstd_of(variance, eps)
                 store_statistics(statistics, c, channels, centre + offset, invstd)
                 if PHASE == "dataflow":
                     release(counters, block, blocks, chunks, -1, BLOCK_K)
@@ -117,7 +117,7 @@ def forward_kernel(
             wait(counters, block, blocks, chunk, BLOCK_K)
         if RANKS:
             mean, variance, values = merge_ranks(partials, c, channels, RANKS, ACCUMULATOR)
-            invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+            invstd = invstd_of(variance, eps)
             if chunk == 0:
                 store_statistics(statistics, c, channels, mean, invstd)
                 finish_channels(

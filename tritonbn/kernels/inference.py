@@ -7,7 +7,7 @@ from .affine import store_y
 from .channel import VECTORS, dealt, load_channels, scale_and_shift, store_statistics
 from .chunk import load_chunk
 from .edges import edges_of_y, interior, load_edges, write_edges
-from .rounding import inverse_sqrt
+from .rounding import invstd_of
 from .view import block_and_chunk, block_channels
 
 
@@ -50,7 +50,7 @@ def inference_kernel(
     )  # fmt: skip
     mean = load_channels(running_mean, c, channels, ACCUMULATOR)
     variance = load_channels(running_var, c, channels, ACCUMULATOR)
-    invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+    invstd = invstd_of(variance, eps)
     if statistics is not None:
         if chunk == 0:
             store_statistics(statistics, c, channels, mean, invstd)

@@ -14,7 +14,7 @@ from .edges import edges_of, edges_of_y, interior, load_edges, write_edges
 from .exchange import meet, my_items, release, wait
 from .finish import finish_channels
 from .partials import rows_of
-from .rounding import inverse_sqrt
+from .rounding import invstd_of
 from .view import block_channels, sum_to_edges, values_before
 from .welford import centre_of, last_to_merge, mean_of, merge_chunks, moments_about, store_moments, sums_about
 
@@ -106,7 +106,7 @@ def resident_forward_kernel(
                 meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
                 centre, offset, variance = merge_chunks(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
             mean = centre + offset
-            invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+            invstd = invstd_of(variance, eps)
             if last:
                 store_statistics(statistics, c, channels, mean, invstd)
                 finish_channels(
@@ -117,7 +117,7 @@ def resident_forward_kernel(
         else:
             if last:
                 centre, offset, variance = merge_chunks(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
-                invstd = inverse_sqrt(variance + tl.full([BLOCK_C], eps, ACCUMULATOR))
+                invstd = invstd_of(variance, eps)
                 store_statistics(statistics, c, channels, centre + offset, invstd)
                 release(counters, block, blocks, chunks, chunk, BLOCK_K)
                 finish_channels(

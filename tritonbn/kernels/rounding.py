@@ -31,6 +31,6 @@ def reciprocal(value):
 
 
 @triton.jit
-def inverse_sqrt(value):
-    """1 / sqrt(value), each step rounded once; tl.rsqrt is an approximation."""
-    return reciprocal(square_root(value))
+def invstd_of(variance, eps):
+    """1 / sqrt(variance + eps), each step rounded once; tl.rsqrt is an approximation."""
+    return reciprocal(square_root(variance + tl.full(variance.shape, eps, variance.dtype)))
