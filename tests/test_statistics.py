@@ -105,6 +105,22 @@ def test_variance_of_few_steps_far_from_zero(cut, sizes):
     assert relative_error(batch_statistics(x)[1], x) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("size", [1e19, 1e25, 1e29, 1e36])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("sizes", [(4, 4, 8, 1), (4, 1, 4, 2), (4, 1, 4, 1), (1, 1, 2, 1)])
+def test_values_whose_squares_overflow(cut, sizes, layout, size):
+    """Their variance is infinite, and what is normalized by it zero, as in torch."""
+    cut(*sizes)
+    x = (LAYOUTS[layout]((5, 3, 2, 3), torch.float64) * size).float().requires_grad_()
+    mean, var = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
+    y = tritonbn.batch_norm(x, mean, var, training=True)
+    assert (y == 0).all()
+    assert torch.isfinite(mean).all()
+    assert torch.isposinf(var).all()
+    assert (torch.autograd.grad(y, x, torch.ones_like(y))[0] == 0).all()
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])

@@ -98,7 +98,7 @@ def moments_about(
 def centred_moments(deviation, squares, count):
     """Mean minus centre, and M2, from the sums of (value - centre) and of its square."""
     offset = deviation / count
-    M2 = squares - offset * offset * count
+    M2 = squares - tl.where(squares < float("inf"), offset * offset * count, 0.0)  # inf stays inf
     return offset, tl.where(M2 < 0, 0.0, M2)
 
 
@@ -178,8 +178,8 @@ def merge_two(mean, variance, total, part_mean, part_variance, here):
     total += here
     weight = here / tl.maximum(total, 1.0)
     step = part_mean - mean
-    variance += (part_variance - variance) * weight + step * step * weight * (1.0 - weight)
-    return mean + step * weight, variance, total
+    variance = variance * (1.0 - weight) + part_variance * weight  # where both are inf so is the result
+    return mean + step * weight, variance + step * weight * (step * (1.0 - weight)), total
 
 
 @triton.jit
