@@ -53,9 +53,14 @@ def current_stream(device: torch.device) -> int:
     return 0 if INTERPRETED else triton.runtime.driver.active.get_current_stream(device.index)
 
 
+def may_capture(device: torch.device) -> bool:
+    """Whether launches may ever be recorded into a graph."""
+    return is_cuda(device)
+
+
 def capturing(device: torch.device) -> bool:
-    """Whether launches are being recorded into a graph instead of run."""
-    if not is_cuda(device):
+    """Whether they are being recorded instead of run."""
+    if not may_capture(device):
         return False
     if device.index in (None, torch.cuda.current_device()):
         return torch.cuda.is_current_stream_capturing()

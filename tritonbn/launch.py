@@ -196,7 +196,7 @@ class Plan:
             if first:
                 launched = False
                 ready = [self.prepare(arguments, *launch) for launch in self.launches]
-                if self.captured is not None:
+                if self.captured is not None and counters.may_capture(place):
                     self.captured.make_ready(key, arguments)
             stream = driver.get_current_stream(device)
             enter, leave = HOOKS.launch_enter_hook, HOOKS.launch_exit_hook

@@ -191,6 +191,8 @@ def test_a_captured_call_loads_no_kernel(recorded, monkeypatch, make, seated, sh
     """
     monkeypatch.setattr(counters, "_seated", {torch.device("meta"): [*seated]})
     monkeypatch.setattr(counters, "current_stream", lambda device: 3)
+    monkeypatch.setattr(counters, "may_capture", lambda place: True)
+    monkeypatch.setattr(counters, "capturing", lambda place: False)
     x = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
     call = make(shape)
 
@@ -206,6 +208,17 @@ def test_a_captured_call_loads_no_kernel(recorded, monkeypatch, make, seated, sh
     train()
     assert [made.kernel.removeprefix("resident_") for made in recorded] == ["forward_kernel", "backward_kernel"]
     assert [made.key for made in recorded] != eager, "a share of the GPU of its own, so another kernel"
+
+
+def test_where_no_graph_is_ever_captured_nothing_is_made_ready_for_one(recorded, monkeypatch):
+    made = []
+    monkeypatch.setattr(Plan, "make_ready", lambda *_: made.append(1))
+    for is_cuda in (False, True):
+        monkeypatch.setattr(counters, "is_cuda", lambda place, is_cuda=is_cuda: is_cuda)
+        monkeypatch.setattr(counters, "capturing", lambda place: False)
+        functional._cases.clear()
+        tritonbn.batch_norm(torch.empty(32, 64, 56, 56, device="meta"), None, None, training=True)
+        assert bool(made) == is_cuda
 
 
 def test_tensors_of_a_gpu_are_taken_where_another_is_compiled_for(recorded, monkeypatch):
