@@ -68,7 +68,7 @@ def begin_block_type(made: Any, element_ty: Any, shape: Any) -> None:
     lengths = tuple(core._unwrap_if_constexpr(length) for length in shape)
     if not lengths:
         raise TypeError("0d block_type is forbidden")
-    made.element_ty, (made.shape, made.numel, name) = element_ty, checked(lengths)
+    made.element_ty, (made.shape, made.numel, name) = element_ty, checked(*lengths)
     made.name = f"<{name}, {element_ty}>"
 
 
@@ -78,8 +78,8 @@ def begin_tensor(made: Any, handle: Any, type: Any) -> None:
     made.shape, made.numel = constants(tuple(type.shape.values) if type.is_block() else ())
 
 
-@functools.cache
-def checked(lengths: tuple[int, ...]) -> tuple[Any, int, str]:
+@functools.lru_cache(maxsize=None, typed=True)  # 4.0 is no length, though it equals one
+def checked(*lengths: int) -> tuple[Any, int, str]:
     """A shape that a block may have, its number of elements, and its name."""
     return core.tuple(lengths), core.validate_block_shape(lengths), str(core.tuple(lengths))
 
