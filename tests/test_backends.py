@@ -130,7 +130,8 @@ def test_classes_that_compute_for_themselves_are_left_to_aten(used):
 
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.parametrize("training", [True, False])
-def test_whichever_tensor_is_of_such_a_class(used, position, training):
+def test_whichever_tensor_is_of_such_a_class(position, training):
+    """A call that was like it, but for the class, is not taken for the same."""
     x, given = random((4, 3)), [torch.zeros(3), torch.ones(3), torch.full((3,), 2.0), torch.zeros(3)]
     plain = [t.clone().to(DEVICE) for t in given]
     tritonbn.batch_norm(x, *plain, training)

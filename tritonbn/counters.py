@@ -54,12 +54,12 @@ def current_stream(device: torch.device) -> int:
 
 
 def may_capture(device: torch.device) -> bool:
-    """Whether launches may ever be recorded into a graph."""
+    """Whether launches on a device can be recorded into a graph at all."""
     return is_cuda(device)
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether they are being recorded instead of run."""
+    """Whether launches are being recorded into a graph instead of run."""
     if not may_capture(device):
         return False
     if device.index in (None, torch.cuda.current_device()):

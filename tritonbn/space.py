@@ -31,6 +31,8 @@ ALL: tuple[Strategy, ...] = ("resident", "dataflow", "split")
 CHUNKS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
 STAGES = (1, 3)
 WARPS = (1, 2, 4, 8)
+"""Of a program."""
+
 STREAMED = (8, 16, 32)
 """Elements of a tensor that a thread holds where a program takes one tile after the other."""
 
