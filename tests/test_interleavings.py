@@ -19,7 +19,7 @@ from triton.runtime import interpreter
 
 import tritonbn
 from tritonbn import configs, counters, reference
-from tritonbn.kernels import backward, exchange, finish, forward, partials, resident_backward, resident_forward, welford
+from tritonbn.kernels import backward, exchange, finish, forward, moments, resident_backward, resident_forward, sums
 from tritonbn.launch import INTERPRETED
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="about orders that only the interpreter can be given")
@@ -95,8 +95,7 @@ def orders(step, slots):
 )
 def test_orders(cut, monkeypatch, case, strategy, everyone_merges):
     """On the fewest slots, on one more, and on more than there are programs; where nobody else merges, in spans."""
-    for kernel in (resident_forward, resident_backward):
-        monkeypatch.setattr(kernel, "EVERYONE_MERGES", tl.constexpr(everyone_merges))
+    monkeypatch.setattr(exchange, "EVERYONE_MERGES", tl.constexpr(everyone_merges))
     if everyone_merges == 0:
         monkeypatch.setattr(configs, "MERGED_A_THREAD", 0)
     shape, memory_format, sizes, chunks = (CASES | REREAD)[case]
@@ -179,8 +178,8 @@ def test_a_span_that_is_not_put_back_is_caught(step, broken, monkeypatch, strate
 def broken(monkeypatch, tmp_path):
     """broken(old, new, passes) makes the kernels use exchange.py with another text in place of an old one."""
     users = {
-        "forward": (forward, resident_forward, welford, finish),
-        "backward": (backward, resident_backward, partials),
+        "forward": (forward, resident_forward, moments, finish),
+        "backward": (backward, resident_backward, sums),
     }
 
     def change(old, new, passes):
@@ -202,11 +201,11 @@ def broken(monkeypatch, tmp_path):
 BOTH = ["resident", "dataflow"]
 
 DEADLOCKS = {
-    "no flag is raised": ("(k < chunks) & (k != but)", "k < 0", ALL, BOTH),
-    "a chunk is forgotten": ("(k < chunks) & (k != but)", "(k < chunks - 1) & (k != but)", ALL, BOTH),
+    "no flag is raised": ("(k < exchange.chunks) & (k != but)", "k < 0", ALL, BOTH),
+    "a chunk is forgotten": ("(k < exchange.chunks) & (k != but)", "(k < exchange.chunks - 1) & (k != but)", ALL, BOTH),
     "nobody is the last": ("expected - 1", "expected", ALL, BOTH),
     "tickets across blocks": ("return ticket\n", "return ticket % 2 * 3 + ticket // 2\n", 3, ["resident"]),
-    "no tickets": ('ticket = tl.atomic_add(counters, 1, sem="relaxed")', "ticket = tl.program_id(0)", 3, BOTH),
+    "no tickets": ('ticket = tl.atomic_add(exchange.counters, 1, sem="relaxed")', "ticket = tl.program_id(0)", 3, BOTH),
     "second halves first": ("second = second | final", "second = (second | final) == 0", 3, ["dataflow"]),
 }
 
@@ -221,7 +220,7 @@ RACES = {
 }
 
 LEFT_OVERS = {
-    "tickets": ("tl.atomic_xchg(counters, 0", "tl.atomic_xchg(counters, 1", ALL, BOTH),
+    "tickets": ("tl.atomic_xchg(exchange.counters, 0", "tl.atomic_xchg(exchange.counters, 1", ALL, BOTH),
     "arrivals": ("tl.atomic_xchg(counter, 0", "tl.atomic_xchg(counter, expected", ALL, BOTH),
     "flags": ("tl.atomic_cas(flag, 1, 0", "tl.atomic_cas(flag, 1, 1", ALL, BOTH),
 }

@@ -58,9 +58,7 @@ class BatchNorm(torch.autograd.Function):
         case: Case,
         state: State,
     ) -> Tensor:
-        keeps_signs = residual is not None and case.activation in ("relu", "leaky_relu")
-        recomputes = case.activation is not None and not keeps_signs
-        kept_bias, kept_residual = (bias, residual) if recomputes else (None, None)
+        keeps_signs, kept_bias, kept_residual = case.kept(bias, residual)
         require_savable(x, weight, kept_bias, kept_residual)
         if case.training:
             y, statistics, signs = plan.training_forward(case, x, weight, bias, residual, state, keeps_signs)

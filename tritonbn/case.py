@@ -15,6 +15,9 @@ from .geometry import describe
 from .launch import Plan, Strides, statistics_dtype, walkable_beside
 from .plans import Plans, reraise
 
+SIGNED = ("relu", "leaky_relu")
+"""Activations whose derivative a bit tells."""
+
 
 @dataclass(eq=False)
 class Case(Plans):
@@ -59,6 +62,17 @@ class Case(Plans):
     def empty_vector(self, dtype: torch.dtype) -> Tensor:
         """Room for a number a channel."""
         return torch.empty_strided((self.channels,), (1,), dtype=dtype, device=self.place)
+
+    def kept(self, bias: Tensor | None, residual: Tensor | None) -> tuple[bool, Tensor | None, Tensor | None]:
+        """Whether signs are kept for the backward pass, and of bias and residual what is kept itself.
+
+        Beside x, weight and statistics: what tells the derivative of the activation.
+        """
+        if self.activation is None:
+            return False, None, None
+        if residual is not None and self.activation in SIGNED:
+            return True, None, None
+        return False, bias, residual
 
     def form(self, *strides: Strides) -> tuple[Any, ...]:
         """What forward and backward pass have to agree on for an element's sign to be found again."""

@@ -33,6 +33,9 @@ Where several processes share a batch, "moments" and "normalize" are the halves 
 UNMERGED: tuple[Mode, ...] = ("inference", "elementwise", "normalize", "gradients")
 """One sweep, whose programs have nothing to merge."""
 
+RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
+"""Numbers of each chunk and channel that are merged, in all others."""
+
 ONE_SWEEP: tuple[Mode, ...] = (*UNMERGED, "sums", "moments")
 """What reads its tensors but once, whatever the config."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 from .configs import ONE_SWEEP, READ, UNMERGED, WRITTEN, Config, Work, merging, together
 from .devices import Device
@@ -153,78 +154,147 @@ def modelled_time(work: Work, config: Config, device: Device, registers: int | N
     Registers a thread and the bytes of it that spill may be given as the compiler reports them (targets.Resources);
     otherwise registers are estimated, and none spills.
     """
-    geometry, itemsize, mode = work.geometry, work.itemsize, work.mode
+    geometry, mode = work.geometry, work.mode
     registers = registers or registers_needed(work, config, device)
     per_sm = places(work, config, registers, device)
     if registers > MOST_REGISTERS or per_sm == 0:
         return math.inf
-    chunks, blocks = config.chunks(geometry), config.channel_blocks(geometry)
-    programs, slots = blocks * chunks, per_sm * device.sm_count
-    resident = config.strategy == "resident"
-    length = min(config.tiles_per_chunk, config.tiles(geometry))
-    tiles = 1 if resident else length
-    edges = edges_held(work, config) if config.edges else 0
-    chunk = tiles * tile_bytes(work, config) + edge_bytes(work, config) / chunks
-    if resident:
-        chunk = block_bytes(work, config) / chunks
-    spilled = tiles * SPILLED * spills * config.num_warps * device.warp_size
-    vectors = config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if chunks > 1 and mode not in UNMERGED else 0))
-    each = programs / device.sm_count
-    most = math.ceil(each)
-    turns = math.ceil(most / per_sm)
-    # Half of what the last turn lacks is lost, if turns are even: more places on an SM alone must not cost bytes.
-    filled = most if turns == 1 else (each + most) / 2
-    busy = min(per_sm, most)
-    waiting = resident and chunks > 1
-    waves = programs / (busy * device.sm_count)
-    if waiting:  # what is left of the places holds chunks of a block that cannot be completed yet
-        waves = blocks / max(1, busy * device.sm_count // chunks)
-    waves = max(1.0, (waves + math.ceil(waves)) / 2)
-    share = device.bandwidth / min(device.sm_count, max(programs, device.sm_count / FASTEST_SM))
-    lanes = LANES * min(1.0, config.num_warps * (1 + busy) / 2 / BUSY_WARPS) * device.clock
+    crowd = Crowd.of(work, config, device, per_sm)
+    chunk = chunk_bytes(work, config)
+    spilled = tiles_in_turn(work, config) * SPILLED * spills * config.num_warps * device.warp_size
 
-    def sweep(moved: float, instructions: float, waits: float) -> float:
+    def sweep(moved: float, instructions: float, waits: float = 0.0) -> float:
         """All programs once, each moving as many bytes as `moved` chunks, in so many instructions an element."""
-        accessing = ACCESS_INSTRUCTIONS * moved * (1 if config.stages == 1 else COPYING)
-        computing = config.elements * length * (instructions + accessing / accesses(work, config)) + started
-        computing += edges * (instructions + accessing + EDGE_INSTRUCTIONS)
-        computing *= (1 + busy) / 2 / lanes
-        computing *= BESIDE_LOADS[mode] if config.rereads else 1
-        waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles - 1) / config.stages
-        again = (waves - 1) * (exposed(slots // chunks) if waiting else 1 - HIDDEN)
-        return filled * (moved * chunk + vectors + spilled) / share + (computing + waits) * (1 + again)
+        computing = instructions_of_program(work, config, device, moved, instructions)
+        computing *= (BESIDE_LOADS[mode] if config.rereads else 1) * (1 + crowd.busy) / 2 / crowd.speed
+        waits += LATENCY + WARP * config.num_warps + TILE_LATENCY * (tiles_in_turn(work, config) - 1) / config.stages
+        moving = crowd.filled * (moved * chunk + vector_bytes(work, config) + spilled) / crowd.share
+        return moving + (computing + waits) * crowd.felt
 
-    reads, writes = READ[mode], WRITTEN[mode] + work.written_beside
-    if config.rereads:
-        again = reads * config.rereads / config.tiles_per_chunk
-        under_way = max(1, min(programs, busy * device.sm_count) // chunks)
-        reads += again * read_again(work, config, under_way, again * chunk * chunks * under_way, device)
-    instructions = HELD_INSTRUCTIONS[mode, config.packed] if resident else INSTRUCTIONS[mode]
-    if config.rereads:  # the addresses of narrow accesses are computed anew
-        instructions += ACCESS_INSTRUCTIONS * (1 / accesses(work, config) - itemsize / FULL_ACCESS)
-    started = (
-        config.num_warps
-        * device.warp_size
-        * PROGRAM_INSTRUCTIONS["edges" if config.edges else work.read_by(config).layout]
-    )
-    started *= 0 if mode in UNMERGED else 1 if resident else 0.5
-    time = PROGRAM * programs + (COOPERATIVE if config.at_once else 0)
-    waits = 0.0
-    if mode not in UNMERGED and chunks > 1:
-        merged = merging(config, geometry, device)
-        waits = MERGED * merged.rounds + (ARRIVAL if merged.spans else 0)
-    if resident or mode in ONE_SWEEP:
-        waits += EXCHANGE if resident and chunks > 1 else 0
-        return time + sweep(reads + work.read_beside + writes, instructions, waits)
-    later = work.read_beside
+    time = PROGRAM * crowd.programs + (COOPERATIVE if config.at_once else 0)
+    waits = merging_time(work, config, device)
+    reads, writes = READ[mode] + again_of_chunk(work, config, device, crowd), WRITTEN[mode] + work.written_beside
+    if config.strategy == "resident" or mode in ONE_SWEEP:
+        waits += EXCHANGE if crowd.waits else 0
+        return time + sweep(reads + work.read_beside + writes, instructions_an_element(work, config), waits)
+    instructions, later = INSTRUCTIONS[mode] / 2, work.read_beside
     if mode == "backward":
         reads, later = reads + later, 0
-    kept = reads * geometry.channels * geometry.values * itemsize
+    kept = reads * geometry.channels * geometry.values * work.itemsize
     if config.strategy == "dataflow" and not geometry.channels_last:
-        kept = min(kept, reads * chunk * (slots + 2 * config.window * chunks))
+        kept = min(kept, reads * chunk * (crowd.slots + 2 * config.window * crowd.chunks))
     again = reads / (L2_SPEED if kept <= L2_SHARE * device.l2_bytes else 1)
-    time += waits + sweep(reads, instructions / 2, 0) + sweep(again + later + writes, instructions / 2, 0)
+    time += waits + sweep(reads, instructions) + sweep(again + later + writes, instructions)
     return time + (EXCHANGE if config.strategy == "dataflow" else LAUNCH)
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """The programs of a launch on their places."""
+
+    programs: int
+    chunks: int
+    slots: int
+    """Places of the whole GPU."""
+    busy: int
+    """Programs that an SM holds at once."""
+    waits: bool
+    """Whether they wait for each other, all in their places."""
+    filled: float
+    """Programs whose bytes an SM moves, with what is lost while it holds fewer than it might."""
+    share: float
+    """Bytes a second that an SM moves."""
+    speed: float
+    """Instructions a second that an SM begins."""
+    felt: float
+    """How often the computing and waiting of one program is felt, as others hide it in part."""
+
+    @classmethod
+    def of(cls, work: Work, config: Config, device: Device, per_sm: int) -> Crowd:
+        """With so many places on an SM."""
+        chunks, blocks = config.chunks(work.geometry), config.channel_blocks(work.geometry)
+        programs, slots = blocks * chunks, per_sm * device.sm_count
+        each = programs / device.sm_count
+        most = math.ceil(each)
+        # Half of what the last turn lacks is lost, if turns are even: more places on an SM alone must not cost bytes.
+        filled = most if most <= per_sm else (each + most) / 2
+        busy = min(per_sm, most)
+        waits = config.strategy == "resident" and chunks > 1
+        waves = programs / (busy * device.sm_count)
+        if waits:  # what is left of the places holds chunks of a block that cannot be completed yet
+            waves = blocks / max(1, busy * device.sm_count // chunks)
+        waves = max(1.0, (waves + math.ceil(waves)) / 2)
+        return cls(
+            programs,
+            chunks,
+            slots,
+            busy,
+            waits,
+            filled,
+            share=device.bandwidth / min(device.sm_count, max(programs, device.sm_count / FASTEST_SM)),
+            speed=LANES * min(1.0, config.num_warps * (1 + busy) / 2 / BUSY_WARPS) * device.clock,
+            felt=1 + (waves - 1) * (exposed(slots // chunks) if waits else 1 - HIDDEN),
+        )
+
+
+def tiles_in_turn(work: Work, config: Config) -> int:
+    """Tiles that a program takes one after the other: a resident one has all of its chunk at once."""
+    return 1 if config.strategy == "resident" else min(config.tiles_per_chunk, config.tiles(work.geometry))
+
+
+def chunk_bytes(work: Work, config: Config) -> float:
+    """Bytes of one tensor that a program moves in one sweep."""
+    chunks = config.chunks(work.geometry)
+    if config.strategy == "resident":
+        return block_bytes(work, config) / chunks
+    return tiles_in_turn(work, config) * tile_bytes(work, config) + edge_bytes(work, config) / chunks
+
+
+def vector_bytes(work: Work, config: Config) -> int:
+    """Bytes of vectors, and of what programs hand each other."""
+    exchanges = config.chunks(work.geometry) > 1 and work.mode not in UNMERGED
+    return config.block_c * (VECTOR_BYTES + (EXCHANGED_BYTES if exchanges else 0))
+
+
+def merging_time(work: Work, config: Config, device: Device) -> float:
+    """Seconds in which one program merges what all chunks of a block have found."""
+    if work.mode in UNMERGED or config.chunks(work.geometry) == 1:
+        return 0.0
+    merged = merging(config, work.geometry, device)
+    return MERGED * merged.rounds + (ARRIVAL if merged.spans else 0)
+
+
+def instructions_an_element(work: Work, config: Config) -> float:
+    """For each element, in all sweeps, beside accesses."""
+    if config.strategy != "resident":
+        return INSTRUCTIONS[work.mode]
+    instructions = HELD_INSTRUCTIONS[work.mode, config.packed]
+    if config.rereads:  # the addresses of narrow accesses are computed anew
+        instructions += ACCESS_INSTRUCTIONS * (1 / accesses(work, config) - work.itemsize / FULL_ACCESS)
+    return instructions
+
+
+def instructions_of_program(work: Work, config: Config, device: Device, moved: float, instructions: float) -> float:
+    """In a sweep that accesses as many tensors as `moved`, with so many instructions for each element beside."""
+    accessing = ACCESS_INSTRUCTIONS * moved * (1 if config.stages == 1 else COPYING)
+    elements = config.elements * min(config.tiles_per_chunk, config.tiles(work.geometry))
+    computing = elements * (instructions + accessing / accesses(work, config))
+    if work.mode not in UNMERGED:
+        beside = PROGRAM_INSTRUCTIONS["edges" if config.edges else work.read_by(config).layout]
+        computing += config.num_warps * device.warp_size * beside * (1 if config.strategy == "resident" else 0.5)
+    if config.edges:
+        computing += edges_held(work, config) * (instructions + accessing + EDGE_INSTRUCTIONS)
+    return computing
+
+
+def again_of_chunk(work: Work, config: Config, device: Device, crowd: Crowd) -> float:
+    """What it costs to read a part of the chunk again, of reading one tensor of it."""
+    if not config.rereads:
+        return 0.0
+    again = READ[work.mode] * config.rereads / config.tiles_per_chunk
+    blocks = max(1, min(crowd.programs, crowd.busy * device.sm_count) // crowd.chunks)
+    in_flight = again * chunk_bytes(work, config) * crowd.chunks * blocks
+    return again * read_again(work, config, blocks, in_flight, device)
 
 
 def exposed(blocks: int) -> float:

@@ -10,10 +10,10 @@ import triton.language as tl
 
 from . import devices
 from .case import Case
-from .configs import Config, Merging, Work, edge_lanes, merging, sign_group, together
+from .configs import RESULTS, UNMERGED, Config, Merging, Work, edge_lanes, merging, sign_group, together
 from .devices import Device
 from .geometry import Fold, Geometry
-from .kernels import forward_kernel, inference_kernel, resident_backward_kernel, resident_forward_kernel
+from .kernels import resident_backward_kernel, resident_forward_kernel
 from .kernels.exchange import SPACING
 from .kernels.tile import PARTLY, WHOLLY
 from .launch import Plan, steps, tile_keywords
@@ -31,7 +31,6 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
     keywords["INNER_TILES"] = inner_tiles(geometry, config)
     keywords["MASK_O"], keywords["MASK_I"] = masked_tiles(geometry, config, fold, held, at_a_time)
     keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
-    keywords |= zip(Merging.CONSTEXPRS, merging(config, geometry, case.device), strict=True)
     if fold:
         keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment}
         if geometry.channels_last:
@@ -80,6 +79,7 @@ def masked_tiles(geometry: Geometry, config: Config, fold: Fold | None, held: in
     every_tile = range(held + at_a_time)
     tiles = config.tiles(geometry)
     in_last_chunk = (tiles - 1) % held + 1
+    behind = tiles - config.chunks(geometry) * held
 
     def at_the_end(lack: bool, columns: int = 1) -> int:
         """The last chunk has no more than its tiles, of which so many last ones may lack elements."""
@@ -91,7 +91,6 @@ def masked_tiles(geometry: Geometry, config: Config, fold: Fold | None, held: in
             return marked(PARTLY, every_tile)
         return marked(PARTLY, partly) | marked(WHOLLY, range(in_last_chunk, held))
 
-    behind = tiles - config.chunks(geometry) * held
     if fold:
         last_lacks = geometry.values % (fold.lanes * config.block_o) != 0
         return at_the_end(last_lacks), marked(PARTLY, every_tile) if fold.run != config.block_i else 0
@@ -152,11 +151,11 @@ def deals(config: Config, case: Case) -> bool:
 
 def cut_plan(
     kernel: Any,
+    case: Case,
     work: Work,
     config: Config,
     keywords: dict[str, Any],
     phases: list[dict[str, str]],
-    exchanges: bool = True,
     always_counts: bool = False,
     sends: int = 0,
 ) -> Plan:
@@ -171,10 +170,12 @@ def cut_plan(
     if config.at_once:
         programs = min(programs, config.at_once)
     resident = kernel in (resident_forward_kernel, resident_backward_kernel)
-    exchanges = exchanges and kernel is not inference_kernel and not (resident and chunks == 1)
-    merged = Merging(*(keywords.get(name, 1) for name in Merging.CONSTEXPRS))
+    exchanges = work.mode not in UNMERGED and not (resident and chunks == 1)
+    merged = merging(config, geometry, case.device)
+    if "BLOCK_K" in kernel.arg_names:
+        keywords |= zip(Merging.CONSTEXPRS, merged, strict=True)
     numbers = blocks * config.block_c * (max(merged.chunks, 2) + merged.spans)  # kernels/partials.py
-    numbers *= 4 if kernel in (forward_kernel, resident_forward_kernel) else 2
+    numbers *= RESULTS.get(work.mode, 0)
     counted = SPACING.value * (2 + blocks + blocks * merged.spans) + blocks * merged.chunks  # kernels/exchange.py
     return Plan(
         kernel=kernel,

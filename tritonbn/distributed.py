@@ -68,8 +68,8 @@ class Synchronized(torch.autograd.Function):
         group: dist.ProcessGroup,
     ) -> Tensor:
         """One exchange between two launches."""
-        keeps_signs = residual is not None and case.activation in ("relu", "leaky_relu")
-        require_savable(x, weight, *(() if case.activation is None or keeps_signs else (bias, residual)))
+        keeps_signs, *kept = case.kept(bias, residual)
+        require_savable(x, weight, *kept)
         y, statistics, signs = forward(case, x, weight, bias, residual, state, group, keeps_signs)
         recomputed = (bias, residual) if case.activation is not None and signs is None else (None, None)
         ctx.save_for_backward(x, weight, statistics, signs, *recomputed)

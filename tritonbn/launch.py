@@ -107,13 +107,6 @@ def steps(geometry: Geometry, residual_last: bool = False) -> tuple[int, ...]:
 
 Strides = tuple[int, ...]
 
-Kinds = tuple[torch.dtype | None, ...]
-
-
-def kinds(*tensors: Tensor | None) -> Kinds:
-    """What a compiled kernel has to be told apart by beside the geometry: dtypes, and which of its tensors are None."""
-    return tuple(None if tensor is None else tensor.dtype for tensor in tensors)
-
 
 class UnfitError(Exception):
     """A plan's kernels cannot be compiled or launched, for the reason that is its cause; nothing was launched."""
@@ -127,7 +120,8 @@ class UnfitError(Exception):
 class Plan:
     """The launches of one kernel for one geometry: everything but the tensors and the scalars.
 
-    A plan is given arguments of one and the same `kinds` all its life, so that Triton has to look at them but once.
+    All its life a plan is given tensors of the same dtypes, and None in the same places, so that Triton has to look at
+    them but once.
     """
 
     kernel: Any

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,23 @@ from .launch import statistics_dtype, walkable
 LIBRARY = torch.library.Library("tritonbn", "DEF")
 
 HOW = "float momentum, float eps, int axis, int correction, str? activation, float negative_slope"
-"""What is no tensor, as batch_norm takes it."""
+
+
+class How(NamedTuple):
+    """What is no tensor, as batch_norm takes it."""
+
+    momentum: float
+    eps: float
+    axis: int
+    correction: int
+    activation: str | None
+    negative_slope: float
+
+    @classmethod
+    def last_of(cls, given: Sequence[Any]) -> How:
+        """That with which an operator's arguments end."""
+        return cls(*given[-len(cls._fields) :])
+
 
 TENSORS = "Tensor x, Tensor? weight, Tensor? bias, Tensor? residual"
 STATE = (
@@ -43,6 +59,9 @@ relu of a sum saves the residual, where eager calls save a bit an element: how m
 work is cut, which nobody knows while a graph is traced.
 """
 
+NO_STATE: plan.State = (None, None, None, None)
+"""Where neither running buffers nor a counter are given."""
+
 KEYS = ("CPU", "CUDA", "XPU")
 """Where tensors are that may go to the kernels; HIP's are CUDA's to torch."""
 
@@ -60,10 +79,10 @@ def training(
     *how: Any,
 ) -> tuple[Tensor, Tensor]:
     """A training step's forward pass, running buffers and counter updated in place."""
-    momentum, *rest = how
-    state = running_mean, running_var, num_batches_tracked, weight_of_batch(average_factor, cumulative, momentum)
-    read = walkable(x, rest[1])
-    case = known_case(arguments(read, weight, bias, residual, state, True, *rest))
+    how = How(*how)
+    state = running_mean, running_var, num_batches_tracked, weight_of_batch(average_factor, cumulative, how.momentum)
+    read = walkable(x, how.axis)
+    case = known_case(arguments(read, weight, bias, residual, state, True, how))
     y, statistics, _ = plan.training_forward(case, read, weight, bias, residual, state, keeps_signs=False)
     return like(x, y), statistics
 
@@ -83,9 +102,9 @@ def inference(
     *how: Any,
 ) -> tuple[Tensor, Tensor]:
     """A forward pass with given statistics, of which it returns a copy."""
-    state, rest = (running_mean, running_var, None, None), how[1:]
-    read = walkable(x, rest[1])
-    case = known_case(arguments(read, weight, bias, residual, state, False, *rest))
+    how, state = How(*how), (running_mean, running_var, None, None)
+    read = walkable(x, how.axis)
+    case = known_case(arguments(read, weight, bias, residual, state, False, how))
     y, statistics, _ = plan.inference(case, read, weight, bias, residual, state, True, keeps_signs=False)
     return like(x, y), statistics
 
@@ -103,11 +122,12 @@ def backward(
     *how: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients; bias and residual are given where an activation's derivative depends on them."""
-    read, statistics = walkable(x, how[2]), as_allocated(statistics)
-    found = room_for_gradients(read, weight, bias_dtype, wanted, how[2])
+    how = How(*how)
+    read, statistics = walkable(x, how.axis), as_allocated(statistics)
+    found = room_for_gradients(read, weight, bias_dtype, wanted, how.axis)
     dx, dweight, dbias, dresidual = (each if wants else None for each, wants in zip(found, wanted, strict=True))
     vectors = weight, dbias if bias is None else bias  # of bias and of its gradient a case needs the dtype
-    case = known_case(arguments(read, *vectors, residual, (None, None, None, None), training, *how[1:]))
+    case = known_case(arguments(read, *vectors, residual, NO_STATE, training, how))
     plan.backward(case, read, dy, weight, bias, statistics, residual, None, dx, dresidual, dweight, dbias)
     return like(x, found[0]) if wanted[0] else found[0], *found[1:3], like(x, found[3]) if wanted[3] else found[3]
 
@@ -119,17 +139,13 @@ def arguments(
     residual: Tensor | None,
     state: plan.State,
     training: bool,
-    eps: float,
-    axis: int,
-    correction: int,
-    activation: str | None,
-    negative_slope: float,
+    how: How,
 ) -> Arguments:
     """As batch_norm has them."""
     mean, var, counter, momentum = state
     return Arguments(
-        x, mean, var, weight, bias, training, momentum, eps, axis, correction,
-        residual, activation, negative_slope, counter,
+        x, mean, var, weight, bias, training, momentum, how.eps, how.axis, how.correction,
+        residual, how.activation, how.negative_slope, counter,
     )  # fmt: skip
 
 
@@ -154,14 +170,24 @@ def room_for_gradients(
 
 def fake_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     """What training and inference return, without contents."""
-    axis = others[-4]
+    axis = How.last_of(others).axis
     return torch.empty_like(x), x.new_empty((2, x.shape[axis]), dtype=statistics_dtype(x.dtype))
 
 
-def fake_backward(dy: Tensor, x: Tensor, weight: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor,
+    training: bool,
+    bias_dtype: torch.dtype | None,
+    wanted: Sequence[bool],
+    *how: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What backward returns, without contents."""
-    bias_dtype, wanted, _, _, axis = others[-8:-3]
-    return room_for_gradients(x, weight, bias_dtype, wanted, axis)
+    return room_for_gradients(x, weight, bias_dtype, wanted, How(*how).axis)
 
 
 class Differentiable(torch.autograd.Function):
@@ -212,9 +238,9 @@ def differentiable(name: str, *given: Any) -> tuple[Tensor, Tensor]:
 
     def gradients(passed: tuple[Any, ...], asked: Sequence[bool], others: tuple[Any, ...]) -> Sequence[Tensor]:
         *tensors, bias_dtype = passed
-        return torch.ops.tritonbn.backward(*tensors, name == "training", bias_dtype, asked, *others[-6:])
+        return torch.ops.tritonbn.backward(*tensors, name == "training", bias_dtype, asked, *How.last_of(others))
 
-    *_, activation, _ = given
+    activation = How.last_of(given).activation
     return Differentiable.apply(getattr(torch.ops.tritonbn, name), gradients, activation, *given)
 
 

@@ -49,30 +49,23 @@ def training_forward(
     mean, var = running_mean, running_var
     if not case.dense:
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
-    average_factor, number = None, momentum
-    if momentum.__class__ is not float:
-        average_factor, number = (
-            (dense(momentum), 0.0) if isinstance(momentum, Tensor) else (None, float(momentum or 0))
-        )
+    average_factor, number = momentum_arguments(momentum)
     plan = case.plan(Forward, lies, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
-    failure = None
     try:
         plan.run(
             case.place, x, y, residual, weight, bias, mean, var, average_factor, num_batches_tracked,
             statistics, signs, partials, counts, number, case.eps, case.slope,
         )  # fmt: skip
     except UnfitError as raised:
-        failure = raised  # gone on with outside, where no chain of contexts grows
-    if failure is not None:
-        with case.without(failure, Forward, lies, keeps_signs):
-            return training_forward(case, x, weight, bias, residual, state, keeps_signs, y)
-    if not case.dense:
-        for original, updated in ((running_mean, mean), (running_var, var)):
-            if original is not updated:
-                original.copy_(updated)
-    return y, statistics, signs
+        failure = raised
+    else:
+        if not case.dense:
+            write_back((running_mean, running_var), (mean, var))
+        return y, statistics, signs
+    with case.without(failure, Forward, lies, keeps_signs):  # not in the handler, where a chain of contexts would grow
+        return training_forward(case, x, weight, bias, residual, state, keeps_signs, y)
 
 
 def inference(
@@ -96,15 +89,13 @@ def inference(
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
     plan = case.plan(Inference, lies, keeps_statistics, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
-    failure = None
     try:
         plan.run(case.place, x, y, residual, weight, bias, mean, var, statistics, signs, case.eps, case.slope)
+        return y, statistics, signs
     except UnfitError as raised:
-        failure = raised  # gone on with outside, where no chain of contexts grows
-    if failure is not None:
-        with case.without(failure, Inference, lies, keeps_statistics, keeps_signs):
-            return inference(case, x, weight, bias, residual, state, keeps_statistics, keeps_signs)
-    return y, statistics, signs
+        failure = raised
+    with case.without(failure, Inference, lies, keeps_statistics, keeps_signs):
+        return inference(case, x, weight, bias, residual, state, keeps_statistics, keeps_signs)
 
 
 def backward(
@@ -122,11 +113,7 @@ def backward(
     dbias: Tensor | None,
 ) -> None:
     """Fill those of the gradients that are given; in training the statistics were those of x itself."""
-    if dy.is_neg() or len(case.shape) > MOST_AXES:
-        dy = walkable_beside(x, case.axis, dy)
-    if signs is not None and case.form(dy.stride()) != case.form():
-        dy = torch.empty_like(x).copy_(dy)
-    lies = None
+    dy, lies = walkable_dy(case, x, dy, signs), None
     if residual is not None:
         residual = case.beside(x, residual, dy.stride())
         lies = residual.stride()
@@ -138,17 +125,39 @@ def backward(
     )  # fmt: skip
     plan = case.plan(Backward, *key)
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
-    failure = None
     try:
         plan.run(
             case.place, x, dy, dx, dresidual, residual, signs, weight, bias, statistics, dweight, dbias,
             partials, counts, case.slope,
         )  # fmt: skip
+        return
     except UnfitError as raised:
-        failure = raised  # gone on with outside, where no chain of contexts grows
-    if failure is not None:
-        with case.without(failure, Backward, *key):
-            backward(case, x, dy, weight, bias, statistics, residual, signs, dx, dresidual, dweight, dbias)
+        failure = raised
+    with case.without(failure, Backward, *key):
+        backward(case, x, dy, weight, bias, statistics, residual, signs, dx, dresidual, dweight, dbias)
+
+
+def momentum_arguments(momentum: float | Tensor | None) -> tuple[Tensor | None, float]:
+    """average_factor and momentum as kernels take them."""
+    if momentum.__class__ is float:
+        return None, momentum
+    return (dense(momentum), 0.0) if isinstance(momentum, Tensor) else (None, float(momentum or 0))
+
+
+def write_back(originals: tuple[Tensor | None, ...], updated: tuple[Tensor | None, ...]) -> None:
+    """To vectors that kernels cannot walk, from the copies that they had."""
+    for original, copy in zip(originals, updated, strict=True):
+        if original is not copy:
+            original.copy_(copy)
+
+
+def walkable_dy(case: Case, x: Tensor, dy: Tensor, signs: Tensor | None) -> Tensor:
+    """dy as kernels can walk it beside x, and beside the signs."""
+    if dy.is_neg() or len(case.shape) > MOST_AXES:
+        dy = walkable_beside(x, case.axis, dy)
+    if signs is not None and case.form(dy.stride()) != case.form():
+        dy = torch.empty_like(x).copy_(dy)
+    return dy
 
 
 SPLIT_FORWARD = [{"PHASE": "statistics"}, {"PHASE": "normalize"}]
@@ -170,10 +179,10 @@ class Forward:
         keywords |= {"CORRECTION": case.correction, "CUMULATIVE": case.cumulative}
         if config.strategy == "resident":
             keywords |= resident_keywords(work, config, case)
-            return cut_plan(resident_forward_kernel, work, config, keywords, [{}], always_counts=case.cumulative)
+            return cut_plan(resident_forward_kernel, case, work, config, keywords, [{}], always_counts=case.cumulative)
         keywords |= {"STAGES": config.stages, "RANKS": 0}
         phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
-        return cut_plan(forward_kernel, work, config, keywords, phases)
+        return cut_plan(forward_kernel, case, work, config, keywords, phases)
 
     @staticmethod
     def trial(case: Case, residual: Strides | None, keeps_signs: bool) -> Callable[[Plan], None]:
@@ -202,9 +211,8 @@ class Inference:
     ) -> Plan:
         """The launches, cut so."""
         keywords = cut_keywords(work, config, case, whole=True)
-        del keywords["BLOCK_K"], keywords["SPAN"], keywords["BLOCK_M"]
         keywords["DEAL"] = deals(config, case)
-        return cut_plan(inference_kernel, work, config, keywords, [{}])
+        return cut_plan(inference_kernel, case, work, config, keywords, [{}])
 
     @staticmethod
     def trial(
@@ -250,10 +258,10 @@ class Backward:
         keywords = cut_keywords(work, config, case, whole=strategy == "resident")
         if strategy == "resident":
             keywords |= resident_keywords(work, config, case)
-            return cut_plan(resident_backward_kernel, work, config, keywords, [{}])
+            return cut_plan(resident_backward_kernel, case, work, config, keywords, [{}])
         phases = {"sweep": SPLIT_BACKWARD[:1], "dataflow": [{"PHASE": "dataflow"}], "split": SPLIT_BACKWARD}[strategy]
         keywords |= {"TRAINING": case.training, "STAGES": config.stages, "RANKS": 0}
-        return cut_plan(backward_kernel, work, config, keywords, phases, exchanges=work.mode != "elementwise")
+        return cut_plan(backward_kernel, case, work, config, keywords, phases)
 
     @staticmethod
     def trial(
@@ -267,35 +275,27 @@ class Backward:
         dbias: bool,
     ) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        x, gradient = scratch.like(case, case.x), scratch.like(case, dy)
+        x, gradient, statistics, weight, shift = backward_scratch(case, dy, signs)
         beside, dx_of, dresidual_of = (
             scratch.like(case, strides)
             for strides in (residual, case.like if dx else None, case.like if dresidual else None)
         )
-        _, _, weight, bias, _ = scratch.vectors(case)
-        statistics = torch.ones_like(case.statistics)
         dweight_of = torch.empty_like(weight) if dweight else None
-        dbias_of = torch.empty_like(bias) if dbias else None
-        shift = None if signs or case.activation is None else bias
+        dbias_of = case.empty_vector(case.bias_dtype) if dbias else None
 
         def run(plan: Plan) -> None:
             bits = plan.signs(x) if signs else None
-            backward(
-                fixed(case, plan),
-                x,
-                gradient,
-                weight,
-                shift,
-                statistics,
-                beside,
-                bits,
-                dx_of,
-                dresidual_of,
-                dweight_of,
-                dbias_of,
-            )
+            given = weight, shift, statistics, beside, bits
+            backward(fixed(case, plan), x, gradient, *given, dx_of, dresidual_of, dweight_of, dbias_of)
 
         return run
+
+
+def backward_scratch(case: Case, dy: Strides, signs: bool) -> tuple[Tensor | None, ...]:
+    """x, dy, statistics, weight and, where the activation's derivative takes it, bias."""
+    _, _, weight, bias, _ = scratch.vectors(case)
+    x, gradient = scratch.like(case, case.x), scratch.like(case, dy)
+    return x, gradient, torch.ones_like(case.statistics), weight, None if signs or case.activation is None else bias
 
 
 def work_of(

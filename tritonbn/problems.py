@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import counters, functional, plan, sample_plan, selection
-from .case import Case
+from .case import SIGNED, Case
 from .configs import Work
 from .cost import floor
 from .devices import Device
@@ -49,7 +49,7 @@ class Problem:
     @property
     def keeps_signs(self) -> bool:
         """Whether the forward pass leaves the backward pass a bit for each element."""
-        return self.residual and self.activation in ("relu", "leaky_relu")
+        return self.residual and self.activation in SIGNED
 
 
 Call = tuple[Case | SampleCase, Pass, tuple[Any, ...]]

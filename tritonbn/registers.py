@@ -7,7 +7,19 @@ from __future__ import annotations
 
 import math
 
-from .configs import LAYOUTS, READ, UNMERGED, Config, Merging, Work, edge_lanes, merging, most_together, together
+from .configs import (
+    LAYOUTS,
+    READ,
+    RESULTS,
+    UNMERGED,
+    Config,
+    Merging,
+    Work,
+    edge_lanes,
+    merging,
+    most_together,
+    together,
+)
 from .devices import Device
 from .geometry import FULL_ACCESS
 
@@ -93,9 +105,6 @@ HELD_NARROWER = {
 
 REREAD_NARROWER = 1 / 4
 """The same of one that reads a part of its chunk again, at least."""
-
-RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
-"""Numbers of each chunk that are merged."""
 
 HELD_SPARE = {"forward": 29, "backward": 27}
 """Registers a thread of a resident program for everything but its chunk."""

@@ -30,14 +30,12 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """y like x, and if a backward pass may follow the statistics (2, rows): mean and sigma, in the order of y."""
     plan = case.plan(Forward, keeps_statistics)
-    failure = None
     try:
         return launch_forward(plan, case, x, weight, bias, eps, keeps_statistics)
     except UnfitError as raised:
-        failure = raised  # gone on with outside, where no chain of contexts grows
-    if failure is not None:
-        with case.without(failure, Forward, keeps_statistics):
-            return forward(case, x, weight, bias, eps, keeps_statistics)
+        failure = raised
+    with case.without(failure, Forward, keeps_statistics):  # not in the handler, where a chain of contexts would grow
+        return forward(case, x, weight, bias, eps, keeps_statistics)
 
 
 def launch_forward(
@@ -75,14 +73,12 @@ def backward(
     dy = walkable_beside(x, case.axis, dy)
     key = dy.stride(), dx is not None, dweight is not None, dbias is not None
     plan = case.plan(Backward, *key)
-    failure = None
     try:
-        launch_backward(plan, case, x, dy, weight, statistics, eps, dx, dweight, dbias)
+        return launch_backward(plan, case, x, dy, weight, statistics, eps, dx, dweight, dbias)
     except UnfitError as raised:
-        failure = raised  # gone on with outside, where no chain of contexts grows
-    if failure is not None:
-        with case.without(failure, Backward, *key):
-            backward(case, x, dy, weight, statistics, eps, dx, dweight, dbias)
+        failure = raised
+    with case.without(failure, Backward, *key):
+        backward(case, x, dy, weight, statistics, eps, dx, dweight, dbias)
 
 
 def launch_backward(

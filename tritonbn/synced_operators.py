@@ -19,9 +19,11 @@ from .launch import statistics_dtype, walkable
 from .operators import (
     HOW,
     LIBRARY,
+    NO_STATE,
     STATE,
     TENSORS,
     Differentiable,
+    How,
     arguments,
     fake_forward,
     like,
@@ -35,13 +37,10 @@ from .synced_plan import nothing
 HOW_MUCH = "str group, int ranks, bool kernels"
 """The process group's name, how many processes it has, and who computes."""
 
-NOBODY: State = (None, None, None, None)
 
-
-def moments(x: Tensor, momentum: float, *how: Any) -> Tensor:
+def moments(x: Tensor, *how: Any) -> Tensor:
     """What this process sends in the forward pass, (3 C + 1)."""
-    *rest, kernels = how
-    case, read = case_of(x, None, None, None, NOBODY, rest, kernels)
+    case, read = case_of(x, None, None, None, NO_STATE, *parted(how))
     return distributed.passes_of(case).moments(case, read).clone()  # where compiled kernels expect tensors to begin
 
 
@@ -56,13 +55,12 @@ def normalize(
     average_factor: Tensor | None,
     cumulative: bool,
     gathered: Tensor,
-    momentum: float,
     *how: Any,
 ) -> tuple[Tensor, Tensor]:
     """y and statistics by the moments of all; running buffers and counter updated in place."""
-    *rest, kernels = how
-    state = running_mean, running_var, num_batches_tracked, weight_of_batch(average_factor, cumulative, momentum)
-    case, read = case_of(x, weight, bias, residual, state, rest, kernels)
+    how, kernels = parted(how)
+    state = running_mean, running_var, num_batches_tracked, weight_of_batch(average_factor, cumulative, how.momentum)
+    case, read = case_of(x, weight, bias, residual, state, how, kernels)
     given = read, weight, bias, residual, state, False, gathered, nothing
     y, statistics, _ = distributed.passes_of(case).normalize(case, *given)
     return like(x, y), statistics
@@ -77,14 +75,13 @@ def sums(
     statistics: Tensor,
     bias_dtype: torch.dtype | None,
     wanted: Sequence[bool],
-    momentum: float,
     *how: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What this process sends in the backward pass, (2 C + 1), dweight, dbias and dresidual, empty if not wanted."""
-    *rest, kernels = how
-    found = room_for_gradients(x, weight, bias_dtype, wanted, rest[1])
+    how, kernels = parted(how)
+    found = room_for_gradients(x, weight, bias_dtype, wanted, how.axis)
     dweight, dbias, dresidual = (each if wants else None for each, wants in zip(found[1:], wanted[1:], strict=True))
-    case, given = backward_of(dy, x, weight, bias, residual, statistics, bias_dtype, rest, kernels)
+    case, given = backward_of(dy, x, weight, bias, residual, statistics, bias_dtype, how, kernels)
     sent = distributed.passes_of(case).sums(case, *given, dresidual, dweight, dbias)
     return sent.clone(), *found[1:]
 
@@ -98,13 +95,17 @@ def gradients(
     statistics: Tensor,
     bias_dtype: torch.dtype | None,
     added: Tensor,
-    momentum: float,
     *how: Any,
 ) -> Tensor:
     """dx by the sums of all."""
-    *rest, kernels = how
-    case, given = backward_of(dy, x, weight, bias, residual, statistics, bias_dtype, rest, kernels)
+    case, given = backward_of(dy, x, weight, bias, residual, statistics, bias_dtype, *parted(how))
     return like(x, distributed.passes_of(case).gradients(case, *given, added, nothing))
+
+
+def parted(how: Sequence[Any]) -> tuple[How, bool]:
+    """With what the arguments of one half end, and who computes."""
+    *how, kernels = how
+    return How(*how), kernels
 
 
 def backward_of(
@@ -115,12 +116,12 @@ def backward_of(
     residual: Tensor | None,
     statistics: Tensor,
     bias_dtype: torch.dtype | None,
-    how: Sequence[Any],
+    how: How,
     kernels: bool,
 ) -> tuple[Case, tuple[Any, ...]]:
     """The case, and what both halves take; bias is given where an activation's derivative depends on it."""
-    shift = x.new_empty(x.shape[how[1]], dtype=bias_dtype) if bias is None and bias_dtype is not None else bias
-    case, read = case_of(x, weight, shift, residual, NOBODY, how, kernels)
+    shift = x.new_empty(x.shape[how.axis], dtype=bias_dtype) if bias is None and bias_dtype is not None else bias
+    case, read = case_of(x, weight, shift, residual, NO_STATE, how, kernels)
     upstream, residual = distributed.passes_of(case).upstream(case, read, dy, residual, None)
     return case, (read, upstream, weight, bias, as_allocated(statistics), residual, None)
 
@@ -131,21 +132,22 @@ def case_of(
     bias: Tensor | None,
     residual: Tensor | None,
     state: State,
-    how: Sequence[Any],
+    how: How,
     kernels: bool,
 ) -> tuple[Case, Tensor]:
     """What the passes are of, and the input as they read it; an empty part is left to torch's operations."""
     kernels = kernels and x.numel() > 0
-    read = walkable(x, how[1]) if kernels else x
-    return known_case(arguments(read, weight, bias, residual, state, True, *how), kernels), read
+    read = walkable(x, how.axis) if kernels else x
+    return known_case(arguments(read, weight, bias, residual, state, True, how), kernels), read
 
 
 def training(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor]:
     """A training step's forward pass: both halves, and the exchange between them."""
-    *state_and_how, group, ranks, kernels = others
-    state, how = state_and_how[:5], (*state_and_how[5:], kernels)
+    *others, group, ranks, kernels = others
+    how = How.last_of(others)
+    state, how = others[: -len(how)], (*how, kernels)
     sent, collectives = torch.ops.tritonbn.synced_moments(x, *how), torch.ops._c10d_functional
     gathered = collectives.wait_tensor(collectives.all_gather_into_tensor(sent, ranks, group)).view(ranks, -1)
     return torch.ops.tritonbn.synced_normalize(x, weight, bias, residual, *state, gathered, *how)
@@ -153,8 +155,8 @@ def training(
 
 def all_gradients(given: tuple[Any, ...], asked: Sequence[bool], others: tuple[Any, ...]) -> list[Tensor | None]:
     """dx, dweight, dbias and dresidual: both halves, and the exchange between them if dx is asked for."""
-    *_, group, _, kernels = others
-    how, dx, collectives = (*others[-9:-3], kernels), None, torch.ops._c10d_functional
+    *others, group, _, kernels = others
+    how, dx, collectives = (*How.last_of(others), kernels), None, torch.ops._c10d_functional
     added, *found = torch.ops.tritonbn.synced_sums(*given, asked, *how)
     if asked[0]:
         added = collectives.wait_tensor(collectives.all_reduce(added, "sum", group))
@@ -164,29 +166,42 @@ def all_gradients(given: tuple[Any, ...], asked: Sequence[bool], others: tuple[A
 
 def differentiable(*given: Any) -> tuple[Tensor, Tensor]:
     """training, with its backward pass."""
-    return Differentiable.apply(training, all_gradients, given[-5], *given)
+    *others, _, _, _ = given
+    return Differentiable.apply(training, all_gradients, How.last_of(others).activation, *given)
 
 
 def fake_moments(x: Tensor, *how: Any) -> Tensor:
     """What moments returns, without contents."""
-    return x.new_empty(3 * x.shape[how[2]] + 1, dtype=statistics_dtype(x.dtype))
-
-
-def fake_sums(dy: Tensor, x: Tensor, weight: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What sums returns, without contents."""
-    bias_dtype, wanted, _, _, axis = others[-9:-4]
-    _, *found = room_for_gradients(x, weight, bias_dtype, wanted, axis)
-    return x.new_empty(2 * x.shape[axis] + 1, dtype=statistics_dtype(x.dtype)), *found
+    return x.new_empty(3 * x.shape[parted(how)[0].axis] + 1, dtype=statistics_dtype(x.dtype))
 
 
 def fake_normalize(*given: Any) -> tuple[Tensor, Tensor]:
     """What normalize returns, without contents."""
-    return fake_forward(*given[:-1])
+    *given, _ = given
+    return fake_forward(*given)
+
+
+def fake_sums(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    statistics: Tensor,
+    bias_dtype: torch.dtype | None,
+    wanted: Sequence[bool],
+    *how: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What sums returns, without contents."""
+    axis = parted(how)[0].axis
+    _, *found = room_for_gradients(x, weight, bias_dtype, wanted, axis)
+    return x.new_empty(2 * x.shape[axis] + 1, dtype=statistics_dtype(x.dtype)), *found
 
 
 def fake_training(*given: Any) -> tuple[Tensor, Tensor]:
     """What training returns, without contents."""
-    return fake_forward(*given[:-3])
+    *given, _, _, _ = given
+    return fake_forward(*given)
 
 
 def fake_gradients(dy: Tensor, x: Tensor, *others: Any) -> Tensor:

@@ -17,8 +17,8 @@ from .case import Case, fixed
 from .configs import Config, Work
 from .cutting import cut_keywords, cut_plan
 from .kernels import backward_kernel, forward_kernel
-from .launch import Plan, Strides, UnfitError, dense, walkable_beside
-from .plan import State, work_of
+from .launch import Plan, Strides, UnfitError, dense
+from .plan import State, backward_scratch, momentum_arguments, walkable_dy, work_of, write_back
 from .plans import Pass
 
 Arrived = Callable[[], None]
@@ -56,8 +56,7 @@ def normalize(
     if residual is not None:
         residual = case.beside(x, residual, case.like)
     weight, bias, mean, var = map(dense, (weight, bias, *running))
-    is_tensor = isinstance(momentum, Tensor)
-    average_factor, number = (dense(momentum), 0.0) if is_tensor else (None, float(momentum or 0))
+    average_factor, number = momentum_arguments(momentum)
 
     def launch(plan: Plan) -> Tensor | None:
         signs = plan.signs(x) if keeps_signs else None
@@ -71,9 +70,7 @@ def normalize(
 
     lies = None if residual is None else residual.stride()
     signs = with_plan(case, launch, Normalize, gathered.shape[0], lies, keeps_signs)
-    for original, updated in zip(running, (mean, var), strict=True):
-        if original is not updated:
-            original.copy_(updated)
+    write_back(tuple(running), (mean, var))
     return y, statistics, signs
 
 
@@ -135,9 +132,7 @@ def upstream(
     case: Case, x: Tensor, dy: Tensor, residual: Tensor | None, signs: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """dy and residual as sums and gradients can walk them beside x."""
-    dy = walkable_beside(x, case.axis, dy)
-    if signs is not None and case.form(dy.stride()) != case.form():
-        dy = torch.empty_like(x).copy_(dy)
+    dy = walkable_dy(case, x, dy, signs)
     return dy, case.beside(x, residual, dy.stride())
 
 
@@ -174,7 +169,7 @@ class Moments:
         """The launch, cut so."""
         keywords = forward_keywords(case, work, config) | {"RANKS": 1}
         phases = [{"PHASE": "statistics"}]
-        return cut_plan(forward_kernel, work, config, keywords, phases, sends=size_of_moments(case))
+        return cut_plan(forward_kernel, case, work, config, keywords, phases, sends=size_of_moments(case))
 
     @staticmethod
     def trial(case: Case) -> Callable[[Plan], None]:
@@ -201,7 +196,7 @@ class Normalize:
         keywords = forward_keywords(case, work, config) | {"RANKS": ranks}
         phases = [{"PHASE": "normalize"}]
         counts = case.cumulative
-        return cut_plan(forward_kernel, work, config, keywords, phases, exchanges=False, always_counts=counts)
+        return cut_plan(forward_kernel, case, work, config, keywords, phases, always_counts=counts)
 
     @staticmethod
     def trial(case: Case, ranks: int, residual: Strides | None, keeps_signs: bool) -> Callable[[Plan], None]:
@@ -232,7 +227,7 @@ class Sums:
     def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
         """The launch, cut so."""
         keywords = backward_keywords(case, work, config)
-        return cut_plan(backward_kernel, work, config, keywords, [{"PHASE": "sums"}], sends=size_of_sums(case))
+        return cut_plan(backward_kernel, case, work, config, keywords, [{"PHASE": "sums"}], sends=size_of_sums(case))
 
     @staticmethod
     def trial(
@@ -264,7 +259,7 @@ class Gradients:
     def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
         """The launch, cut so."""
         keywords = backward_keywords(case, work, config)
-        return cut_plan(backward_kernel, work, config, keywords, [{"PHASE": "gradients"}], exchanges=False)
+        return cut_plan(backward_kernel, case, work, config, keywords, [{"PHASE": "gradients"}])
 
     @staticmethod
     def trial(case: Case, dy: Strides, residual: Strides | None, signs: bool) -> Callable[[Plan], None]:
@@ -288,13 +283,6 @@ def forward_keywords(case: Case, work: Work, config: Config) -> dict[str, Any]:
 def backward_keywords(case: Case, work: Work, config: Config) -> dict[str, Any]:
     """The constexprs and launch options of both halves."""
     return cut_keywords(work, config, case) | {"TRAINING": True, "RANKS": 1, "STAGES": config.stages}
-
-
-def backward_scratch(case: Case, dy: Strides, signs: bool) -> tuple[Tensor | None, ...]:
-    """x, dy, statistics, weight and, where the activation's derivative takes it, bias."""
-    _, _, weight, bias, _ = scratch.vectors(case)
-    x, gradient = scratch.like(case, case.x), scratch.like(case, dy)
-    return x, gradient, torch.ones_like(case.statistics), weight, None if signs or case.activation is None else bias
 
 
 def nothing() -> None:

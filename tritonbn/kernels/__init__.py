@@ -1,4 +1,11 @@
-"""The Triton kernels: pure @triton.jit, importing nothing of the package but each other."""
+"""The Triton kernels, which import nothing of the package but each other.
+
+Each takes numbers one by one and hands them on as records.py names them. Where elements lie: tile.py or fold.py, either
+behind view.py, and edges.py. What a tile becomes: affine.py and epilogue.py make y, upstream.py dz, gradient.py dx.
+What a channel needs: welford.py its statistics, channel.py its vectors, finish.py its running buffers, and rounding.py
+exact roots. What chunks of a channel tell each other: partials.py, with moments.py forward and sums.py backward;
+ranks.py for several processes; exchange.py is how they wait. chunk.py is how a resident program holds its own.
+"""
 
 from .backward import backward_kernel
 from .forward import forward_kernel

@@ -11,13 +11,24 @@ With given statistics (TRAINING false) dx = weight invstd dz, which "sums" write
 import triton
 import triton.language as tl
 
-from .channel import VECTORS, load_statistics, scale_and_shift
-from .exchange import dataflow_item, release, take_ticket, wait
+from .channel import VECTORS, affine_of, load_statistics
+from .exchange import NOBODY, dataflow_item, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
-from .partials import add_sums, last_to_add, load_pair, rows_of, store_pair
+from .partials import rows_of
 from .ranks import load_sums, send_sums
-from .upstream import gradient_of_z, load_clue
-from .view import block_and_chunk, block_channels, channel_sum, load_view, spread, store_view, tiles_of_chunk
+from .records import Epilogue, Exchange, Item, Strided, View
+from .sums import add_sums, last_to_add, load_first_pair, store_pair
+from .upstream import load_dz
+from .view import (
+    block_and_chunk,
+    block_channels,
+    channel_sum,
+    spread,
+    store_tile,
+    tiles_of_chunk,
+    values_of_channel,
+    zero_tile,
+)
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -45,112 +56,74 @@ def backward_kernel(
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's sums; then dweight, dbias and dx."""
-    if PHASE == "dataflow":
-        block, chunk, finishes = dataflow_item(take_ticket(counters), blocks, chunks, window)
-        exists = block < blocks
-        sums, finishes = exists & (finishes == 0), exists & finishes
-    else:
-        block, chunk = block_and_chunk(tl.program_id(0), blocks)
-        sums, finishes = PHASE == "sums", PHASE == "gradients"
-    c = block_channels(block, BLOCK_C, INDEX)
-    first, last = tiles_of_chunk(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
-    mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
-    scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-    wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+    backward(
+        Strided(x, x_o0, x_o1, x_o2, x_c, x_i), Strided(dy, dy_o0, dy_o1, dy_o2, dy_c, dy_i),
+        Strided(dx, dx_o0, dx_o1, dx_o2, dx_c, dx_i), Strided(dresidual, dx_o0, dx_o1, dx_o2, dx_c, dx_i),
+        Strided(residual, r_o0, r_o1, r_o2, r_c, r_i), weight, bias, statistics, dweight, dbias,
+        Epilogue(signs, slope, ACTIVATION, GROUP),
+        Exchange(partials, counters, blocks, chunks, BLOCK_K, SPAN, BLOCK_M),
+        View(
+            channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN,
+        ),
+        tiles_per_chunk, window, PHASE, TRAINING, RANKS, STAGES,
+    )  # fmt: skip
 
-    if PHASE != "gradients" and sums:
-        sum_dz = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
-        sum_dz_x = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
+
+@triton.jit
+def backward(
+    x, dy, dx, dresidual, residual, weight, bias, statistics, dweight, dbias, epilogue, exchange, view,
+    tiles_per_chunk, window, PHASE: tl.constexpr, TRAINING: tl.constexpr, RANKS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One item, or one half of it."""
+    if PHASE == "dataflow":
+        block, chunk, differentiates = dataflow_item(exchange, window)
+        exists = block < exchange.blocks
+        adds, differentiates = exists & (differentiates == 0), exists & differentiates
+    else:
+        block, chunk = block_and_chunk(tl.program_id(0), exchange.blocks)
+        adds, differentiates = PHASE == "sums", PHASE == "gradients"
+    c = block_channels(block, view.BLOCK_C, view.INDEX)
+    item = Item(block, chunk, c)
+    first, last = tiles_of_chunk(chunk, tiles_per_chunk, view)
+    mean, invstd = load_statistics(statistics, c, view)
+    affine = affine_of(mean, invstd, weight, bias, c, view)
+    wide_mean = spread(mean, view)
+
+    if PHASE != "gradients" and adds:
+        sum_dz, sum_dz_x = zero_tile(view), zero_tile(view)
         for tile in tl.range(first, last, num_stages=STAGES):
-            gradient, mask = load_view(
-                dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            value, _ = load_view(
-                x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            clue = load_clue(
-                residual, signs, tile, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            deviation = value.to(ACCUMULATOR) - wide_mean
-            dz = gradient_of_z(
-                gradient.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
-                ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-            )  # fmt: skip
-            if dresidual is not None:
-                store_view(
-                    dresidual, dz, tile, block, c, channels, outer, outer_1, outer_2, inner,
-                    dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-                )  # fmt: skip
-            if dx is not None and not TRAINING:
-                gradient = dz * spread(scale, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-                store_view(
-                    dx, gradient, tile, block, c, channels, outer, outer_1, outer_2, inner,
-                    dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-                )  # fmt: skip
+            dz, deviation, mask = load_dz(x, dy, residual, wide_mean, affine, epilogue, tile, item, view)
+            if dresidual.base is not None:
+                store_tile(dresidual, dz, tile, item, view)
+            if dx.base is not None and not TRAINING:
+                store_tile(dx, dz * spread(affine.scale, view), tile, item, view)
             dz = tl.where(mask, dz, 0.0)
             sum_dz += dz
             sum_dz_x += dz * tl.where(mask, deviation, 0.0)
-        if partials is not None:
-            chunk_dz = channel_sum(sum_dz, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-            chunk_dz_x = channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-            rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
-            store_pair(rows, chunk, c, channels, chunk_dz, chunk_dz_x)
-            if last_to_add(rows, counters, c, channels, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_M):
-                total_dz, total_dz_x = add_sums(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
-                values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
+        if exchange.partials is not None:  # None where nobody wants the sums
+            rows = rows_of(block, 2, exchange, view)
+            store_pair(rows, chunk, c, view, channel_sum(sum_dz, view), channel_sum(sum_dz_x, view))
+            if last_to_add(rows, item, exchange, view):
+                total_dz, total_dz_x = add_sums(rows, c, exchange, view)
+                values = values_of_channel(view)
                 if RANKS:
-                    behind = rows_of(partials, blocks, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
-                    send_sums(behind, c, channels, block, total_dz, total_dz_x, values)
+                    send_sums(rows_of(exchange.blocks, 2, exchange, view), item, view, total_dz, total_dz_x, values)
                 else:
-                    x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-                    store_pair(rows, 0, c, channels, x_factor, offset)
+                    x_factor, offset = coefficients(affine.scale, invstd, total_dz, total_dz_x, values)
+                    store_pair(rows, 0, c, view, x_factor, offset)
                 if PHASE == "dataflow":
-                    release(counters, block, blocks, chunks, -1, BLOCK_K)
-                store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
+                    release(block, NOBODY, exchange)
+                store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
 
-    if PHASE != "sums" and finishes:
+    if PHASE != "sums" and differentiates:
         if PHASE == "dataflow":
-            wait(counters, block, blocks, chunk, BLOCK_K)
+            wait(item, exchange)
         if RANKS:
-            total_dz, total_dz_x, values = load_sums(partials, c, channels, ACCUMULATOR)
-            x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
+            total_dz, total_dz_x, values = load_sums(exchange.partials, c, view)
+            x_factor, offset = coefficients(affine.scale, invstd, total_dz, total_dz_x, values)
         else:
-            rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
-            x_factor, offset = load_pair(rows, 0, c, channels)
+            x_factor, offset = load_first_pair(rows_of(block, 2, exchange, view), c, view)
         for tile in tl.range(first, last, num_stages=STAGES):
-            gradient, _ = load_view(
-                dy, tile, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            value, _ = load_view(
-                x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            clue = load_clue(
-                residual, signs, tile, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            deviation = value.to(ACCUMULATOR) - wide_mean
-            dz = gradient_of_z(
-                gradient.to(ACCUMULATOR), deviation, clue, signs, scale, shift, slope,
-                ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-            )  # fmt: skip
-            gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)
-            store_view(
-                dx, gradient, tile, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
+            dz, deviation, _ = load_dz(x, dy, residual, wide_mean, affine, epilogue, tile, item, view)
+            store_tile(dx, input_gradient(dz, deviation, affine.scale, x_factor, offset, view), tile, item, view)

@@ -1,49 +1,54 @@
-"""Vectors with one element a channel: parameters, running buffers, and what follows from them."""
+"""Vectors with one element a channel: parameters, running buffers, and what follows from them.
+
+Of each those elements c [BLOCK_C] are loaded and stored that exist.
+"""
 
 import triton
 import triton.language as tl
+
+from .records import Affine
 
 VECTORS = ("weight", "bias", "running_mean", "running_var", "average_factor", "num_batches_tracked")
 """Arguments that the user holds: kernels take them wherever they begin, so that no launch has to look where."""
 
 
 @triton.jit
-def load_channels(vector, c, channels, ACCUMULATOR: tl.constexpr):
+def load_channels(vector, c, view):
     """Elements [BLOCK_C] of a vector (C,), in the precision of the statistics."""
-    return tl.load(vector + c, c < channels, other=0.0).to(ACCUMULATOR)
+    return tl.load(vector + c, c < view.channels, other=0.0).to(view.ACCUMULATOR)
 
 
 @triton.jit
-def load_statistics(statistics, c, channels, ACCUMULATOR: tl.constexpr):
+def load_statistics(statistics, c, view):
     """mean and invstd [BLOCK_C] from statistics (2, C)."""
-    mean = load_channels(statistics, c, channels, ACCUMULATOR)
-    return mean, load_channels(statistics + channels, c, channels, ACCUMULATOR)
+    mean = load_channels(statistics, c, view)
+    return mean, load_channels(statistics + view.channels, c, view)
 
 
 @triton.jit
-def store_statistics(statistics, c, channels, mean, invstd):
+def store_statistics(statistics, c, view, mean, invstd):
     """Write mean and invstd [BLOCK_C] to statistics (2, C)."""
-    tl.store(statistics + c, mean, c < channels)
-    tl.store(statistics + channels + c, invstd, c < channels)
+    tl.store(statistics + c, mean, c < view.channels)
+    tl.store(statistics + view.channels + c, invstd, c < view.channels)
 
 
 @triton.jit
-def load_affine(weight, bias, c, channels, ACCUMULATOR: tl.constexpr):
+def load_affine(weight, bias, c, view):
     """weight and bias [BLOCK_C], one and zero where there is none."""
-    factor = tl.full(c.shape, 1.0, ACCUMULATOR)
-    shift = tl.zeros(c.shape, ACCUMULATOR)
+    factor = tl.full(c.shape, 1.0, view.ACCUMULATOR)
+    shift = tl.zeros(c.shape, view.ACCUMULATOR)
     if weight is not None:
-        factor = load_channels(weight, c, channels, ACCUMULATOR)
+        factor = load_channels(weight, c, view)
     if bias is not None:
-        shift = load_channels(bias, c, channels, ACCUMULATOR)
+        shift = load_channels(bias, c, view)
     return factor, shift
 
 
 @triton.jit
-def scale_and_shift(weight, bias, c, channels, invstd):
-    """The affine map of each channel [BLOCK_C]: y = (x - mean) * scale + shift."""
-    factor, shift = load_affine(weight, bias, c, channels, invstd.dtype)
-    return factor * invstd, shift
+def affine_of(mean, invstd, weight, bias, c, view):
+    """The affine map of each channel."""
+    factor, shift = load_affine(weight, bias, c, view)
+    return Affine(mean, factor * invstd, shift)
 
 
 @triton.jit
@@ -59,7 +64,7 @@ def dealt(vector, DEAL: tl.constexpr):
 
 
 @triton.jit
-def update_running(buffer, c, channels, value, factor):
+def update_running(buffer, c, view, value, factor):
     """buffer (C,) <- (1 - factor) buffer + factor value, computed in the precision of the statistics."""
-    old = load_channels(buffer, c, channels, value.dtype)
-    tl.store(buffer + c, (1.0 - factor) * old + factor * value, c < channels)
+    old = load_channels(buffer, c, view)
+    tl.store(buffer + c, (1.0 - factor) * old + factor * value, c < view.channels)

@@ -3,85 +3,50 @@
 Of a chunk that finds no room only the first TILES are kept. The others are read twice, TOGETHER at a time: 0 where
 there are none.
 MASK_O and MASK_I have two bits for each tile of a chunk: the mask that it needs (tile.py), as only the last ones do.
-Behind those of the tiles that are kept follow those of TOGETHER others, whichever they are.
+Behind those of the tiles that are kept follow those of TOGETHER others, whichever they are. AT counts them (view.py).
 """
 
 import triton
 import triton.language as tl
 
 from .upstream import load_clue
-from .view import load_view, tiles_of_block
+from .view import load_tile, tiles_of_block
 
 
 @triton.jit
-def tiles_and_parts(
-    chunk, chunks, outer, inner, TILES: tl.constexpr, TOGETHER: tl.constexpr,
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INDEX: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
+def tiles_and_parts(chunk, chunks, view, holding):
     """The first tile of a chunk, and in how many parts of TOGETHER tiles those follow that it reads again.
 
     Parts are dealt out as evenly as can be, the last chunks having one more: of the very last some tiles may not exist.
     """
-    first, parts = chunk * TILES, 0
-    if TOGETHER:
-        behind = tiles_of_block(outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN) - chunks * TILES
-        everywhere = tl.cdiv(behind, TOGETHER)
+    first, parts = chunk * holding.TILES, 0
+    if holding.TOGETHER:
+        behind = tiles_of_block(view) - chunks * holding.TILES
+        everywhere = tl.cdiv(behind, holding.TOGETHER)
         parts, left = everywhere // chunks, everywhere % chunks
         fuller = chunk - (chunks - left)
-        first += (chunk * parts + tl.maximum(fuller, 0)) * TOGETHER
-        parts += (fuller >= 0).to(INDEX)
+        first += (chunk * parts + tl.maximum(fuller, 0)) * holding.TOGETHER
+        parts += (fuller >= 0).to(view.INDEX)
     return first, parts
 
 
 @triton.jit
-def load_chunk(
-    x, first, TILES: tl.constexpr, block, c, channels, outer, outer_1, outer_2, inner,
-    stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
+def load_chunk(x, first, TILES: tl.constexpr, item, view, AT: tl.constexpr = 0):
     """The tiles from `first` on, each in its own dtype and zero where there is no element; and where there is one."""
     tiles, masks = (), ()
     for t in tl.static_range(TILES):
-        tile, mask = load_view(
-            x, first + t, block, c, channels, outer, outer_1, outer_2, inner,
-            stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
-        )  # fmt: skip
+        tile, mask = load_tile(x, first + t, item, view, AT + t)
         tiles, masks = tiles + (tile,), masks + (mask,)
     return tiles, masks
 
 
 @triton.jit
-def load_clues(
-    residual, signs, first, TILES: tl.constexpr, block, c, channels, outer, outer_1, outer_2, inner,
-    r_o0, r_o1, r_o2, r_c, r_i,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
+def load_clues(residual, epilogue, first, TILES: tl.constexpr, item, view, AT: tl.constexpr = 0):
     """What z cannot be known without beside x, of each tile (upstream.py)."""
     clues = ()
     for t in tl.static_range(TILES):
-        clue = load_clue(
-            residual, signs, first + t, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
-        )  # fmt: skip
-        clues = clues + (clue,)
+        clues = clues + (load_clue(residual, epilogue, first + t, item, view, AT + t),)
     return clues
-
-
-@triton.jit
-def where_loaded(mask, dz, ACTIVATION: tl.constexpr):
-    """dz, zero where there is no element: without an activation it is dy, which was loaded so."""
-    if ACTIVATION is not None:
-        dz = tl.where(mask, dz, 0.0)
-    return dz
 
 
 @triton.jit

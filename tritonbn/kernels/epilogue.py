@@ -1,4 +1,4 @@
-"""What follows the affine map: y = activation(z), z = bn(x) + residual; its derivative; and a bit an element of z > 0.
+"""What follows the affine map: y = activation(z), z = bn(x) + residual; its derivative; bits of its sign.
 
 The derivative is torch's: of relu at zero it is 0, NaN lets the gradient through; of leaky_relu at zero it is `slope`.
 """
@@ -15,13 +15,13 @@ def sigmoid(z):
 
 
 @triton.jit
-def activate(z, slope, ACTIVATION: tl.constexpr):
+def activate(z, epilogue):
     """activation(z); None is the identity."""
-    if ACTIVATION == "relu":
+    if epilogue.ACTIVATION == "relu":
         y = tl.where(z <= 0, 0.0, z)
-    elif ACTIVATION == "leaky_relu":
-        y = tl.where(z > 0, z, z * tl.full(z.shape, slope, z.dtype))
-    elif ACTIVATION == "silu":
+    elif epilogue.ACTIVATION == "leaky_relu":
+        y = tl.where(z > 0, z, z * tl.full(z.shape, epilogue.slope, z.dtype))
+    elif epilogue.ACTIVATION == "silu":
         y = z * sigmoid(z)
     else:
         y = z
@@ -29,9 +29,9 @@ def activate(z, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def passes(z, ACTIVATION: tl.constexpr):
+def passes(z, epilogue):
     """Where the gradient passes relu or leaky_relu undiminished."""
-    if ACTIVATION == "relu":
+    if epilogue.ACTIVATION == "relu":
         positive = (z <= 0) == 0
     else:
         positive = z > 0
@@ -39,12 +39,12 @@ def passes(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def through_sign(dy, positive, slope, ACTIVATION: tl.constexpr):
+def through_sign(dy, positive, epilogue):
     """The gradient of z from that of y, for relu and leaky_relu."""
-    if ACTIVATION == "relu":
+    if epilogue.ACTIVATION == "relu":
         dz = tl.where(positive, dy, 0.0)
     else:
-        dz = tl.where(positive, dy, dy * tl.full(dy.shape, slope, dy.dtype))
+        dz = tl.where(positive, dy, dy * tl.full(dy.shape, epilogue.slope, dy.dtype))
     return dz
 
 
@@ -56,13 +56,14 @@ def through_silu(dy, z):
 
 
 @triton.jit
-def pack_bits(bits, CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr):
+def pack_bits(bits, epilogue, view):
     """A tile of truth values as one of bytes: GROUP neighbours along the fast axis are the lowest bits of one."""
     BLOCK_C: tl.constexpr = bits.shape[0]
     BLOCK_O: tl.constexpr = bits.shape[1]
     BLOCK_I: tl.constexpr = bits.shape[2]
+    GROUP: tl.constexpr = epilogue.GROUP
     place = tl.arange(0, GROUP)
-    if CHANNELS_LAST:
+    if view.CHANNELS_LAST and view.RUN == 0:
         bits = tl.reshape(bits.to(tl.int32), [BLOCK_C // GROUP, GROUP, BLOCK_O, BLOCK_I])
         packed = tl.sum(bits << place[None, :, None, None], 1)
     else:
@@ -72,13 +73,14 @@ def pack_bits(bits, CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def unpack_bits(packed, CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr):
+def unpack_bits(packed, epilogue, view):
     """The tile of truth values back from its bytes."""
     A: tl.constexpr = packed.shape[0]
     B: tl.constexpr = packed.shape[1]
     C: tl.constexpr = packed.shape[2]
+    GROUP: tl.constexpr = epilogue.GROUP
     place = tl.arange(0, GROUP)
-    if CHANNELS_LAST:
+    if view.CHANNELS_LAST and view.RUN == 0:
         bits = packed.to(tl.int32)[:, None, :, :] >> place[None, :, None, None]
         bits = tl.reshape(bits & 1, [A * GROUP, B, C])
     else:

@@ -1,10 +1,11 @@
 """How the programs of one launch hand results to each other: tickets, arrivals, flags.
 
-Work is taken from a ticket, channel block by channel block: whatever a program waits for was started before it, by
-programs that hold a slot of the GPU already, or needs at most chunks - 1 slots more. So any launch ends on `chunks`
-free slots, whatever the size of its grid and the order in which the hardware starts it; launches on several streams
-starve each other only if together they can hold all slots while incomplete, which is ruled out where a strategy is
-chosen (space.py, waits_safely). Programs wait for their own block of channels alone, never for the grid.
+Where not all programs have a slot of the GPU at once, work is taken from a ticket, channel block by channel block:
+whatever a program waits for was started before it, by programs that hold a slot already, or needs at most chunks - 1
+slots more. So any launch ends on `chunks` free slots, whatever the size of its grid and the order in which the hardware
+starts it; launches on several streams starve each other only if together they can hold all slots while incomplete,
+which is ruled out where a strategy is chosen (space.py, waits_safely). Programs wait for their own block of channels
+alone, never for the grid.
 
 counters (int32) are all zero before and after a launch: the next ticket, the number of finished blocks, then the
 arrivals at every block, SPACING apart so that blocks do not contend; then a flag for every chunk of every block; then
@@ -18,27 +19,33 @@ import triton.language as tl
 SPACING = tl.constexpr(64)
 """256 bytes."""
 
+NOBODY = tl.constexpr(-1)
+"""The number of no chunk."""
+
+EVERYONE_MERGES = tl.constexpr(32)
+"""BLOCK_C^2 BLOCK_K up to which every program merges its block itself; of more the last to arrive publishes it."""
+
 
 @triton.jit
-def take_ticket(counters):
+def take_ticket(exchange):
     """The number of programs of this launch that took one before."""
-    ticket = tl.atomic_add(counters, 1, sem="relaxed")
+    ticket = tl.atomic_add(exchange.counters, 1, sem="relaxed")
     if ticket == tl.num_programs(0) - 1:
-        tl.atomic_xchg(counters, 0, sem="relaxed")
+        tl.atomic_xchg(exchange.counters, 0, sem="relaxed")
     return ticket
 
 
 @triton.jit
-def my_items(counters, items, BLOCK_K: tl.constexpr, AT_ONCE: tl.constexpr):
+def my_items(exchange, AT_ONCE: tl.constexpr):
     """Begin, end and step of the items of a resident program: one, or, where all programs run at once, perhaps many.
 
     AT_ONCE is how many items, 2 for any number, a program has where all run at once; otherwise 0.
     """
     begin = tl.program_id(0)
-    if AT_ONCE == 0 and BLOCK_K > 1:
-        begin = take_ticket(counters)
+    if AT_ONCE == 0 and exchange.BLOCK_K > 1:
+        begin = take_ticket(exchange)
     if AT_ONCE > 1:
-        end, step = items, tl.num_programs(0)
+        end, step = exchange.blocks * exchange.chunks, tl.num_programs(0)
     else:
         end, step = begin + 1, 1
     return begin, end, step
@@ -75,71 +82,79 @@ def is_last(counter, expected):
 
 
 @triton.jit
-def last_block(counters, blocks):
+def last_block(exchange):
     """Whether this is the last block of channels to be finished."""
-    return is_last(counters + SPACING, blocks)
+    return is_last(exchange.counters + SPACING, exchange.blocks)
 
 
 @triton.jit
-def last_chunk(counters, block, chunks):
-    """Whether this is the last of so many chunks, or spans, of its block to arrive."""
-    return is_last(counters + SPACING * (2 + block), chunks)
+def last_chunk(item, arriving, exchange):
+    """Whether this is the last of the chunks, or spans, `arriving` in all at their block."""
+    return is_last(exchange.counters + SPACING * (2 + item.block), arriving)
 
 
 @triton.jit
-def last_of_span(counters, block, blocks, chunk, chunks, BLOCK_K: tl.constexpr, SPAN: tl.constexpr):
+def last_of_span(item, exchange):
     """Whether this is the last chunk of its span to arrive."""
-    span = chunk // SPAN
-    arrivals = flags_of(counters, blocks, blocks, BLOCK_K) + SPACING * (block * (BLOCK_K // SPAN) + span)
-    return is_last(arrivals, tl.minimum(SPAN, chunks - span * SPAN))
+    span = item.chunk // exchange.SPAN
+    spans = exchange.BLOCK_K // exchange.SPAN
+    arrivals = flags_of(exchange.blocks, exchange) + SPACING * (item.block * spans + span)
+    return is_last(arrivals, tl.minimum(exchange.SPAN, exchange.chunks - span * exchange.SPAN))
 
 
 @triton.jit
-def flags_of(counters, block, blocks, BLOCK_K: tl.constexpr):
+def flags_of(block, exchange):
     """Where the flags of a block's chunks begin; of the block behind the last, where all of them end."""
-    return counters + SPACING * (2 + blocks) + block * BLOCK_K
+    return exchange.counters + SPACING * (2 + exchange.blocks) + block * exchange.BLOCK_K
 
 
 @triton.jit
-def release(counters, block, blocks, chunks, but, BLOCK_K: tl.constexpr):
-    """Raise the flags of all chunks of a block `but` one: they then see all that this program stored or saw before."""
+def release(block, but, exchange):
+    """Raise the flags of all chunks of a block `but` one, or NOBODY's: they see all that this program stored or saw."""
     everyone_stored()
-    k = tl.arange(0, BLOCK_K)
-    tl.atomic_or(flags_of(counters, block, blocks, BLOCK_K) + k, 1, (k < chunks) & (k != but), sem="release")
+    k = tl.arange(0, exchange.BLOCK_K)
+    tl.atomic_or(flags_of(block, exchange) + k, 1, (k < exchange.chunks) & (k != but), sem="release")
 
 
 @triton.jit
-def wait(counters, block, blocks, chunk, BLOCK_K: tl.constexpr):
+def wait(item, exchange):
     """Return when this chunk's flag is up, and take it down."""
-    flag = flags_of(counters, block, blocks, BLOCK_K) + chunk
+    flag = flags_of(item.block, exchange) + item.chunk
     raised = tl.atomic_cas(flag, 1, 0, sem="acquire")
     while raised == 0:
         raised = tl.atomic_cas(flag, 1, 0, sem="acquire")
 
 
 @triton.jit
-def meet(counters, block, blocks, chunk, chunks, last, BLOCK_K: tl.constexpr):
+def meet(item, last, exchange):
     """Return when all chunks of a block have arrived; `last` is whether this one did so last."""
     if last:
-        release(counters, block, blocks, chunks, chunk, BLOCK_K)
+        release(item.block, item.chunk, exchange)
     else:
-        wait(counters, block, blocks, chunk, BLOCK_K)
+        wait(item, exchange)
 
 
 @triton.jit
-def dataflow_item(ticket, blocks, chunks, window):
-    """Block, chunk, and whether the item is of the second half, which waits for the block's first.
+def everyone_merges(exchange, view):
+    """Whether every resident program merges its block's partial results itself."""
+    return tl.constexpr(exchange.BLOCK_K == 1 or view.BLOCK_C * view.BLOCK_C * exchange.BLOCK_K <= EVERYONE_MERGES)
+
+
+@triton.jit
+def dataflow_item(exchange, window):
+    """Block, chunk, and whether this program's item is of the second half, which waits for the block's first.
 
     A window is so many blocks. The first halves of window w + 1 come before the second halves of window w: what an item
     waits for has a lower ticket, and the L2 still has it when it is read again. The list is as if every window were
     full: items of blocks that do not exist do nothing.
     """
-    size = window * chunks
+    ticket = take_ticket(exchange)
+    size = window * exchange.chunks
     group, item = ticket // size, ticket % size
-    windows = tl.cdiv(blocks, window)
+    windows = tl.cdiv(exchange.blocks, window)
     second = (group > 0) & (group % 2 == 0)
     number = tl.where(second, group // 2 - 1, (group + 1) // 2)
     final = group == 2 * windows - 1
     second = second | final
     number = tl.where(final, windows - 1, number)
-    return number * window + item // chunks, item % chunks, second
+    return number * window + item // exchange.chunks, item % exchange.chunks, second

@@ -9,23 +9,20 @@ from .rounding import reciprocal
 
 
 @triton.jit
-def finish_channels(
-    mean, variance, values,
-    running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
-    c, channels, block, blocks, CORRECTION: tl.constexpr, CUMULATIVE: tl.constexpr,
-):  # fmt: skip
-    """Update the running buffers; the last block counts the batch, when all have read it."""
-    factor = tl.full(mean.shape, momentum, mean.dtype)
-    if average_factor is not None:
-        factor = tl.load(average_factor).to(mean.dtype)
-    if CUMULATIVE:
-        factor = reciprocal((tl.load(num_batches_tracked) + 1).to(mean.dtype))
-    if running_mean is not None:
-        update_running(running_mean, c, channels, mean, factor)
-        update_running(running_var, c, channels, variance * (values / tl.maximum(values - CORRECTION, 1.0)), factor)
-    if num_batches_tracked is not None:
-        counts = block == 0
-        if CUMULATIVE:
-            counts = last_block(counters, blocks)
+def finish_channels(mean, variance, values, running, item, exchange, view):
+    """Update the running buffers; one block counts the batch: if CUMULATIVE the last, when all have read the number."""
+    factor = tl.full(mean.shape, running.momentum, mean.dtype)
+    if running.average_factor is not None:
+        factor = tl.load(running.average_factor).to(mean.dtype)
+    if running.CUMULATIVE:
+        factor = reciprocal((tl.load(running.num_batches_tracked) + 1).to(mean.dtype))
+    if running.mean is not None:
+        update_running(running.mean, item.c, view, mean, factor)
+        unbiased = variance * (values / tl.maximum(values - running.CORRECTION, 1.0))
+        update_running(running.var, item.c, view, unbiased, factor)
+    if running.num_batches_tracked is not None:
+        counts = item.block == 0
+        if running.CUMULATIVE:
+            counts = last_block(exchange)
         if counts:
-            tl.store(num_batches_tracked, tl.load(num_batches_tracked) + 1)
+            tl.store(running.num_batches_tracked, tl.load(running.num_batches_tracked) + 1)

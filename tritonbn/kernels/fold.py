@@ -13,85 +13,76 @@ from .tile import MOST_DEALT, PARTLY, column_sum, multiple
 
 
 @triton.jit
-def run_indices(tile, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INDEX: tl.constexpr):
+def run_count(view):
+    """How many runs there are of a block of channels."""
+    return tl.cdiv(tl.cast(view.outer, view.INDEX) * view.inner, view.FOLD)
+
+
+@triton.jit
+def run_indices(tile, view, BLOCK_I: tl.constexpr):
     """Run [1, BLOCK_O, 1] and lane [1, 1, BLOCK_I] indices of a tile."""
-    run = tl.cast(tile, INDEX) * BLOCK_O + tl.arange(0, BLOCK_O)
+    run = tl.cast(tile, view.INDEX) * view.BLOCK_O + tl.arange(0, view.BLOCK_O)
     return run[None, :, None], tl.arange(0, BLOCK_I)[None, None, :]
 
 
 @triton.jit
-def run_mask(
-    block, run, lane, channels, outer, inner,
-    CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
+def run_mask(block, run, lane, view, MASK_O: tl.constexpr, MASK_I: tl.constexpr):
     """Which elements exist; the bounds of lanes are known multiples of ALIGN, or no access would be wide."""
     mask = tl.full([1, 1, 1], True, tl.int1)
     if MASK_I:
-        mask = mask & (lane < RUN)
-    if MASK_C and not CHANNELS_LAST:
-        mask = mask & (lane < multiple((channels - block * BLOCK_C) * FOLD, ALIGN))
-    if MASK_O == PARTLY and CHANNELS_LAST:
-        mask = mask & (run * RUN + lane < multiple(tl.cast(inner, run.dtype) * channels, ALIGN))
-    if MASK_O == PARTLY and not CHANNELS_LAST:
-        mask = mask & (run < outer)
+        mask = mask & (lane < view.RUN)
+    if view.MASK_C and not view.CHANNELS_LAST:
+        mask = mask & (lane < multiple((view.channels - block * view.BLOCK_C) * view.FOLD, view.ALIGN))
+    if MASK_O == PARTLY and view.CHANNELS_LAST:
+        mask = mask & (run * view.RUN + lane < multiple(tl.cast(view.inner, run.dtype) * view.channels, view.ALIGN))
+    if MASK_O == PARTLY and not view.CHANNELS_LAST:
+        mask = mask & (run < view.outer)
     return mask
 
 
 @triton.jit
-def run_offsets(
-    block, run, lane, outer_1, outer_2,
-    stride_o0, stride_o1, stride_o2, stride_c,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, RUN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Element offsets of a tile."""
-    if CHANNELS_LAST:
-        offsets = run * RUN + lane
+def run_offsets(x, block, run, lane, view):
+    """Element offsets of a tile of one tensor."""
+    if view.CHANNELS_LAST:
+        offsets = run * view.RUN + lane
     else:
-        offsets = multiple(block * BLOCK_C * stride_c, ALIGN) + lane
-        if OUTER_RANK == 3:
-            offsets += run % outer_2 * multiple(stride_o2, ALIGN)
-            run = run // outer_2
-        if OUTER_RANK >= 2:
-            offsets += run % outer_1 * multiple(stride_o1, ALIGN)
-            run = run // outer_1
-        offsets += run * multiple(stride_o0, ALIGN)
+        offsets = multiple(block * view.BLOCK_C * x.c, view.ALIGN) + lane
+        if view.OUTER_RANK == 3:
+            offsets += run % view.outer_2 * multiple(x.o2, view.ALIGN)
+            run = run // view.outer_2
+        if view.OUTER_RANK >= 2:
+            offsets += run % view.outer_1 * multiple(x.o1, view.ALIGN)
+            run = run // view.outer_1
+        offsets += run * multiple(x.o0, view.ALIGN)
     return offsets
 
 
 @triton.jit
-def run_sum(
-    value,
-    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+def run_sum(value, view):
     """[1, BLOCK_O, BLOCK_I] -> [BLOCK_C]: the lanes of each channel, in all runs."""
     if value.shape[1] * value.shape[2] > MOST_DEALT:
         value = tl.sum(value, 1, keep_dims=True)
     BLOCK_O: tl.constexpr = value.shape[1]
     BLOCK_I: tl.constexpr = value.shape[2]
-    BLOCK_F: tl.constexpr = triton.next_power_of_2(FOLD)
-    r, c = tl.arange(0, BLOCK_O * BLOCK_F)[:, None], tl.arange(0, BLOCK_C)[None, :]
+    BLOCK_F: tl.constexpr = triton.next_power_of_2(view.FOLD)
+    r, c = tl.arange(0, BLOCK_O * BLOCK_F)[:, None], tl.arange(0, view.BLOCK_C)[None, :]
     run, f = r // BLOCK_F, r % BLOCK_F
-    if CHANNELS_LAST:
-        lane = f * (RUN // FOLD) + c
+    if view.CHANNELS_LAST:
+        lane = f * (view.RUN // view.FOLD) + c
     else:
-        lane = c * FOLD + f
-    exists = (c < RUN // FOLD) & (f < FOLD)
-    at = tl.reshape(tl.where(exists, run * BLOCK_I + lane, 0), [BLOCK_O * BLOCK_F * BLOCK_C])
+        lane = c * view.FOLD + f
+    exists = (c < view.RUN // view.FOLD) & (f < view.FOLD)
+    at = tl.reshape(tl.where(exists, run * BLOCK_I + lane, 0), [BLOCK_O * BLOCK_F * view.BLOCK_C])
     parts = tl.gather(tl.reshape(value, [BLOCK_O * BLOCK_I]), at, 0)
-    return column_sum(tl.where(exists, tl.reshape(parts, [BLOCK_O * BLOCK_F, BLOCK_C]), 0.0))
+    return column_sum(tl.where(exists, tl.reshape(parts, [BLOCK_O * BLOCK_F, view.BLOCK_C]), 0.0))
 
 
 @triton.jit
-def over_run(
-    value,
-    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
+def over_run(value, view):
     """[BLOCK_C] -> [1, 1, BLOCK_I]: each channel's number in all of its lanes."""
-    lane = tl.arange(0, BLOCK_I)
-    if CHANNELS_LAST:
-        channel = lane % (RUN // FOLD)
+    lane = tl.arange(0, view.BLOCK_I)
+    if view.CHANNELS_LAST:
+        channel = lane % (view.RUN // view.FOLD)
     else:
-        channel = tl.minimum(lane // FOLD, value.shape[0] - 1)
+        channel = tl.minimum(lane // view.FOLD, value.shape[0] - 1)
     return tl.gather(value, channel, 0)[None, None, :]

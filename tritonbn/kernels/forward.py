@@ -10,22 +10,25 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import VECTORS, load_statistics, scale_and_shift, store_statistics
-from .exchange import dataflow_item, release, take_ticket, wait
+from .channel import VECTORS, affine_of, load_statistics, store_statistics
+from .exchange import NOBODY, dataflow_item, release, wait
 from .finish import finish_channels
+from .moments import last_to_merge, merge_chunks, store_moments
 from .partials import rows_of
 from .ranks import merge_ranks, send_moments
+from .records import Epilogue, Exchange, Item, Running, Strided, View
 from .rounding import invstd_of
 from .view import (
     block_and_chunk,
     block_channels,
     channel_sum,
-    load_view,
+    load_tile,
     spread,
     tiles_of_chunk,
     values_before,
+    values_of_channel,
 )
-from .welford import centred_moments, finite_or_zero, last_to_merge, mean_of, merge_chunks, store_moments
+from .welford import centred_moments, finite_or_zero, mean_of
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -55,89 +58,79 @@ def forward_kernel(
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every chunk's mean and M2; the merged statistics and the running buffers; y."""
-    if PHASE == "dataflow":
-        block, chunk, normalizes = dataflow_item(take_ticket(counters), blocks, chunks, window)
-        exists = block < blocks
-        sums, normalizes = exists & (normalizes == 0), exists & normalizes
-    else:
-        block, chunk = block_and_chunk(tl.program_id(0), blocks)
-        sums, normalizes = PHASE == "statistics", PHASE == "normalize"
-    c = block_channels(block, BLOCK_C, INDEX)
-    first, last = tiles_of_chunk(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
+    forward(
+        Strided(x, x_o0, x_o1, x_o2, x_c, x_i), Strided(y, y_o0, y_o1, y_o2, y_c, y_i),
+        Strided(residual, r_o0, r_o1, r_o2, r_c, r_i), weight, bias, statistics, eps,
+        Running(running_mean, running_var, average_factor, num_batches_tracked, momentum, CORRECTION, CUMULATIVE),
+        Epilogue(signs, slope, ACTIVATION, GROUP),
+        Exchange(partials, counters, blocks, chunks, BLOCK_K, SPAN, BLOCK_M),
+        View(
+            channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN,
+        ),
+        tiles_per_chunk, window, PHASE, RANKS, STAGES,
+    )  # fmt: skip
 
-    if PHASE != "normalize" and sums:
-        value, mask = load_view(
-            x, first, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
-        before = values_before(first, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN)
-        count = values_before(first + 1, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before
-        mean = mean_of((value,), (), count.to(ACCUMULATOR), ACCUMULATOR, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+
+@triton.jit
+def forward(
+    x, y, residual, weight, bias, statistics, eps, running, epilogue, exchange, view, tiles_per_chunk, window,
+    PHASE: tl.constexpr, RANKS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One item, or one half of it."""
+    if PHASE == "dataflow":
+        block, chunk, normalizes = dataflow_item(exchange, window)
+        exists = block < exchange.blocks
+        measures, normalizes = exists & (normalizes == 0), exists & normalizes
+    else:
+        block, chunk = block_and_chunk(tl.program_id(0), exchange.blocks)
+        measures, normalizes = PHASE == "statistics", PHASE == "normalize"
+    c = block_channels(block, view.BLOCK_C, view.INDEX)
+    item = Item(block, chunk, c)
+    first, last = tiles_of_chunk(chunk, tiles_per_chunk, view)
+
+    if PHASE != "normalize" and measures:
+        value, mask = load_tile(x, first, item, view)
+        before = values_before(first, view)
+        count = values_before(first + 1, view) - before
+        mean = mean_of((value,), (), count.to(view.ACCUMULATOR), view)
         centre = finite_or_zero(mean)
-        wide_centre = spread(centre, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
-        deviation = value.to(ACCUMULATOR) - tl.where(mask, wide_centre, 0.0)
-        squares = deviation * deviation
+        wide_centre = spread(centre, view)
+        sum_deviation = value.to(view.ACCUMULATOR) - tl.where(mask, wide_centre, 0.0)
+        sum_squares = sum_deviation * sum_deviation
         for tile in tl.range(first + 1, last, num_stages=STAGES):
-            more, mask = load_view(
-                x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            further = more.to(ACCUMULATOR) - tl.where(mask, wide_centre, 0.0)
-            deviation += further
-            squares += further * further
-        count = (values_before(last, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN) - before).to(ACCUMULATOR)
-        offset, M2 = centred_moments(
-            channel_sum(deviation, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
-            channel_sum(squares, CHANNELS_LAST, FOLD, RUN, BLOCK_C),
-            count,
-        )
-        rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)
-        store_moments(rows, chunk, c, channels, centre, offset, M2, count)
-        if last_to_merge(rows, counters, c, channels, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_M):
-            centre, offset, variance = merge_chunks(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
-            values = (tl.cast(outer, INDEX) * inner).to(ACCUMULATOR)
+            more, mask = load_tile(x, tile, item, view)
+            deviation = more.to(view.ACCUMULATOR) - tl.where(mask, wide_centre, 0.0)
+            sum_deviation += deviation
+            sum_squares += deviation * deviation
+        count = (values_before(last, view) - before).to(view.ACCUMULATOR)
+        offset, M2 = centred_moments(channel_sum(sum_deviation, view), channel_sum(sum_squares, view), count)
+        rows = rows_of(block, 4, exchange, view)
+        store_moments(rows, chunk, c, view, centre, offset, M2, count)
+        if last_to_merge(rows, item, exchange, view):
+            centre, offset, variance = merge_chunks(rows, c, exchange, view)
             if RANKS:
-                behind = rows_of(partials, blocks, BLOCK_K, SPAN, BLOCK_C, 4, INDEX)
-                send_moments(behind, c, channels, block, centre, offset, variance, values)
+                sent = rows_of(exchange.blocks, 4, exchange, view)
+                send_moments(sent, item, view, centre, offset, variance, values_of_channel(view))
             else:
-                invstd = invstd_of(variance, eps)
-                store_statistics(statistics, c, channels, centre + offset, invstd)
+                mean, invstd = centre + offset, invstd_of(variance, eps)
+                store_statistics(statistics, c, view, mean, invstd)
                 if PHASE == "dataflow":
-                    release(counters, block, blocks, chunks, -1, BLOCK_K)
-                finish_channels(
-                    centre + offset, variance, values,
-                    running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
-                    c, channels, block, blocks, CORRECTION, CUMULATIVE,
-                )  # fmt: skip
+                    release(block, NOBODY, exchange)
+                finish_channels(mean, variance, values_of_channel(view), running, item, exchange, view)
 
     if PHASE != "statistics" and normalizes:
         if PHASE == "dataflow":
-            wait(counters, block, blocks, chunk, BLOCK_K)
+            wait(item, exchange)
         if RANKS:
-            mean, variance, values = merge_ranks(partials, c, channels, RANKS, ACCUMULATOR)
+            mean, variance, values = merge_ranks(exchange.partials, c, view, RANKS)
             invstd = invstd_of(variance, eps)
             if chunk == 0:
-                store_statistics(statistics, c, channels, mean, invstd)
-                finish_channels(
-                    mean, variance, values,
-                    running_mean, running_var, average_factor, num_batches_tracked, counters, momentum,
-                    c, channels, block, blocks, CORRECTION, CUMULATIVE,
-                )  # fmt: skip
+                store_statistics(statistics, c, view, mean, invstd)
+                finish_channels(mean, variance, values, running, item, exchange, view)
         else:
-            mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
-        scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
+            mean, invstd = load_statistics(statistics, c, view)
+        affine = affine_of(mean, invstd, weight, bias, c, view)
         for tile in tl.range(first, last, num_stages=STAGES):
-            value, _ = load_view(
-                x, tile, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
-            store_y(
-                value.to(ACCUMULATOR), mean, scale, shift, y, residual, signs, slope,
-                tile, block, c, channels, outer, outer_1, outer_2, inner,
-                y_o0, y_o1, y_o2, y_c, y_i, r_o0, r_o1, r_o2, r_c, r_i,
-                ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-            )  # fmt: skip
+            value, _ = load_tile(x, tile, item, view)
+            store_y(value, affine, y, residual, epilogue, tile, item, view)

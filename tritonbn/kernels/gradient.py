@@ -7,12 +7,12 @@ from .view import spread
 
 
 @triton.jit
-def store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x):
+def store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x):
     """Write dweight and dbias [BLOCK_C], each where it is wanted."""
     if dbias is not None:
-        tl.store(dbias + c, total_dz, c < channels)
+        tl.store(dbias + c, total_dz, c < view.channels)
     if dweight is not None:
-        tl.store(dweight + c, total_dz_x * invstd, c < channels)
+        tl.store(dweight + c, total_dz_x * invstd, c < view.channels)
 
 
 @triton.jit
@@ -22,10 +22,8 @@ def coefficients(scale, invstd, total_dz, total_dz_x, values):
 
 
 @triton.jit
-def input_gradient(
-    dz, deviation, scale, x_factor, offset, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr
-):
+def input_gradient(dz, deviation, scale, x_factor, offset, view):
     """A tile of dx from those of dz and x - mean."""
-    gradient = deviation * spread(x_factor, CHANNELS_LAST, FOLD, RUN, dz.shape[2])
-    gradient += spread(offset, CHANNELS_LAST, FOLD, RUN, dz.shape[2])
-    return gradient + dz * spread(scale, CHANNELS_LAST, FOLD, RUN, dz.shape[2])
+    gradient = deviation * spread(x_factor, view)
+    gradient += spread(offset, view)
+    return gradient + dz * spread(scale, view)

@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import VECTORS, dealt, load_channels, scale_and_shift, store_statistics
+from .channel import VECTORS, affine_of, dealt, load_channels, store_statistics
 from .chunk import load_chunk
-from .edges import edges_of_y, interior, load_edges, write_edges
+from .edges import interior, load_edges, write_edges, y_of_edges
+from .records import Affine, Epilogue, Item, Strided, View
 from .rounding import invstd_of
 from .view import block_and_chunk, block_channels
 
@@ -32,45 +33,39 @@ def inference_kernel(
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """y = activation((x - running_mean) / sqrt(running_var + eps) weight + bias + residual)."""
+    normalize(
+        Strided(x, x_o0, x_o1, x_o2, x_c, x_i), Strided(y, y_o0, y_o1, y_o2, y_c, y_i),
+        Strided(residual, r_o0, r_o1, r_o2, r_c, r_i), weight, bias, running_mean, running_var, statistics, eps,
+        Epilogue(signs, slope, ACTIVATION, GROUP), blocks, chunks,
+        View(
+            channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, EDGE_TILES, LANES,
+        ),
+        TILES, DEAL,
+    )  # fmt: skip
+
+
+@triton.jit
+def normalize(
+    x, y, residual, weight, bias, running_mean, running_var, statistics, eps, epilogue, blocks, chunks, view,
+    TILES: tl.constexpr, DEAL: tl.constexpr,
+):  # fmt: skip
+    """y of one chunk; the first of a block also writes its statistics, if they are wanted."""
     block, chunk = block_and_chunk(tl.program_id(0), blocks)
-    c, chunk = block_channels(block, BLOCK_C, INDEX), chunk.to(INDEX)
-    x_in, x_step = interior(x, c, x_c, ALIGN, EDGES)
-    y_in, y_step = interior(y, c, y_c, ALIGN, EDGES)
-    r_in, r_step = residual, r_c
-    if residual is not None:
-        r_in, r_step = interior(residual, c, r_c, ALIGN, EDGES)
-    held, _ = load_chunk(
-        x_in, chunk * TILES, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_step, x_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    edges, _ = load_edges(
-        x, chunk, chunks, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-        OUTER_RANK, ALIGN, INDEX, EDGES, EDGE_TILES, LANES, MASK_C,
-    )  # fmt: skip
-    mean = load_channels(running_mean, c, channels, ACCUMULATOR)
-    variance = load_channels(running_var, c, channels, ACCUMULATOR)
+    item = Item(block, chunk.to(view.INDEX), block_channels(block, view.BLOCK_C, view.INDEX))
+    first = item.chunk * TILES
+    x_in, y_in, residual_in = interior(x, item.c, view), interior(y, item.c, view), interior(residual, item.c, view)
+    held, _ = load_chunk(x_in, first, TILES, item, view)
+    edges, _ = load_edges(x, item, chunks, view)
+    mean, variance = load_channels(running_mean, item.c, view), load_channels(running_var, item.c, view)
     invstd = invstd_of(variance, eps)
     if statistics is not None:
         if chunk == 0:
-            store_statistics(statistics, c, channels, mean, invstd)
-    scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-    mean, scale, shift = dealt(mean, DEAL), dealt(scale, DEAL), dealt(shift, DEAL)
+            store_statistics(statistics, item.c, view, mean, invstd)
+    affine = affine_of(mean, invstd, weight, bias, item.c, view)
+    affine = Affine(dealt(affine.mean, DEAL), dealt(affine.scale, DEAL), dealt(affine.shift, DEAL))
     for t in tl.static_range(TILES):
-        store_y(
-            held[t].to(ACCUMULATOR), mean, scale, shift, y_in, r_in, signs, slope,
-            chunk * TILES + t, block, c, channels, outer, outer_1, outer_2, inner,
-            y_o0, y_o1, y_o2, y_step, y_i, r_o0, r_o1, r_o2, r_step, r_i,
-            ACTIVATION, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
-        )  # fmt: skip
-    if EDGES:
-        added, _ = load_edges(
-            residual, chunk, chunks, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-            OUTER_RANK, ALIGN, INDEX, EDGES, EDGE_TILES, LANES, MASK_C,
-        )  # fmt: skip
-        write_edges(
-            y, edges_of_y(edges, added, mean, scale, shift, slope, ACTIVATION),
-            chunk, chunks, c, channels, outer, outer_1, outer_2, inner, y_o0, y_o1, y_o2, y_c, y_i,
-            OUTER_RANK, ALIGN, INDEX, EDGES, LANES, MASK_C,
-        )  # fmt: skip
+        store_y(held[t], affine, y_in, residual_in, epilogue, first + t, item, view, t)
+    if view.EDGES:
+        edges_residual, _ = load_edges(residual, item, chunks, view)
+        write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), item, chunks, view)

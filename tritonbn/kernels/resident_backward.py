@@ -7,15 +7,16 @@ cut from the aligned interiors of planes, and a chunk has edges beside (edges.py
 import triton
 import triton.language as tl
 
-from .channel import VECTORS, load_statistics, scale_and_shift
-from .chunk import anew, load_chunk, load_clues, loaded, packed, tiles_and_parts, where_loaded
-from .edges import add_edge_gradients, edges_of_dx, gradients_of_edges, interior, load_edges, write_edges
-from .exchange import meet, my_items, release, wait
+from .channel import VECTORS, affine_of, load_statistics
+from .chunk import anew, load_chunk, load_clues, loaded, packed, tiles_and_parts
+from .edges import add_edge_gradients, dx_of_edges, gradients_of_edges, interior, load_edges, write_edges
+from .exchange import everyone_merges, meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
-from .partials import add_sums, last_to_add, load_pair, rows_of, store_pair
-from .resident_forward import EVERYONE_MERGES
-from .upstream import gradient_of_z
-from .view import block_channels, channel_sum, spread, store_view
+from .partials import rows_of
+from .records import Epilogue, Exchange, Holding, Item, Strided, View
+from .sums import add_sums, last_to_add, load_first_pair, store_pair
+from .upstream import dz_and_deviation, masked_dz
+from .view import block_channels, channel_sum, spread, store_tile, values_of_channel, zero_tile
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -44,220 +45,150 @@ def resident_backward_kernel(
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """The chunk's sums; the channel's, added in one and the same order; dx."""
-    begin, end, step = my_items(counters, blocks * chunks, BLOCK_K, AT_ONCE)
-    for item in range(begin, end, step):
-        block, chunk = item // chunks, (item % chunks).to(INDEX)
-        c = block_channels(block, BLOCK_C, INDEX)
-        first, parts = tiles_and_parts(chunk, chunks, outer, inner, TILES, TOGETHER, BLOCK_O, BLOCK_I, INDEX, FOLD, RUN)
-        mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
-        scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-        x_in, x_step = interior(x, c, x_c, ALIGN, EDGES)
-        dy_in, dy_step = interior(dy, c, dy_c, ALIGN, EDGES)
-        dx_in, dx_step = interior(dx, c, dx_c, ALIGN, EDGES)
-        r_in, r_step, dresidual_in = residual, r_c, dresidual
-        if residual is not None:
-            r_in, r_step = interior(residual, c, r_c, ALIGN, EDGES)
-        if dresidual is not None:
-            dresidual_in, _ = interior(dresidual, c, dx_c, ALIGN, EDGES)
-        held_dy, held_x, clues, masks = load_gradients(
-            dy_in, x_in, r_in, signs, first, TILES, block, c, channels, outer, outer_1, outer_2, inner,
-            dy_o0, dy_o1, dy_o2, dy_step, dy_i, x_o0, x_o1, x_o2, x_step, x_i, r_o0, r_o1, r_o2, r_step, r_i,
-            HOLD, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
-        edges_dy, edge_masks = load_edges(
-            dy, chunk, chunks, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-            OUTER_RANK, ALIGN, INDEX, EDGES, EDGE_TILES, LANES, MASK_C,
-        )  # fmt: skip
-        edges_x, _ = load_edges(
-            x, chunk, chunks, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, ALIGN, INDEX, EDGES, EDGE_TILES, LANES, MASK_C,
-        )  # fmt: skip
-        edges_beside, _ = load_edges(
-            residual, chunk, chunks, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-            OUTER_RANK, ALIGN, INDEX, EDGES, EDGE_TILES, LANES, MASK_C,
-        )  # fmt: skip
-        sum_dz = tl.zeros([1 if RUN else BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
-        sum_dz, sum_dz_x = add_gradients(
-            sum_dz, sum_dz, held_dy, held_x, clues, masks, dresidual_in, signs, mean, scale, shift, slope,
-            first, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_step, dx_i,
-            ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
-        if TOGETHER:
-            for part in tl.range(0, parts, num_stages=STAGES):
-                tile = first + TILES + part * TOGETHER
-                more_dy, more_x, more_clues, more_masks = load_gradients(
-                    dy_in, x_in, r_in, signs, tile, TOGETHER, block, c, channels, outer, outer_1, outer_2, inner,
-                    dy_o0, dy_o1, dy_o2, dy_step, dy_i, x_o0, x_o1, x_o2, x_step, x_i, r_o0, r_o1, r_o2, r_step, r_i,
-                    HOLD, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
-                )  # fmt: skip
-                sum_dz, sum_dz_x = add_gradients(
-                    sum_dz, sum_dz_x, more_dy, more_x, more_clues, more_masks,
-                    dresidual_in, signs, mean, scale, shift, slope,
-                    tile, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_step, dx_i,
-                    ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
-                )  # fmt: skip
-        if EDGES:
-            edges_dz, deviations = gradients_of_edges(
-                edges_dy, edges_x, edges_beside, mean, scale, shift, slope, ACTIVATION
-            )
-            if dresidual is not None:
-                write_edges(
-                    dresidual, edges_dz,
-                    chunk, chunks, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                    OUTER_RANK, ALIGN, INDEX, EDGES, LANES, MASK_C,
-                )  # fmt: skip
-            sum_dz, sum_dz_x = add_edge_gradients(sum_dz, sum_dz_x, edges_dz, deviations, edge_masks, LANES, ACTIVATION)
-        total_dz = channel_sum(sum_dz, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-        total_dz_x = channel_sum(sum_dz_x, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
-
-        last = True
-        if BLOCK_K > 1:
-            rows = rows_of(partials, block, BLOCK_K, SPAN, BLOCK_C, 2, INDEX)
-            store_pair(rows, chunk, c, channels, total_dz, total_dz_x)
-            last = last_to_add(rows, counters, c, channels, block, blocks, chunk, chunks, BLOCK_K, SPAN, BLOCK_M)
-        values = (tl.cast(outer, INDEX) * (inner + EDGES)).to(ACCUMULATOR)
-        if BLOCK_K == 1 or BLOCK_C * BLOCK_C * BLOCK_K <= EVERYONE_MERGES:
-            if BLOCK_K > 1:
-                meet(counters, block, blocks, chunk, chunks, last, BLOCK_K)
-                total_dz, total_dz_x = add_sums(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
-            x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-            if last:
-                store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
-        else:
-            if last:
-                total_dz, total_dz_x = add_sums(rows, c, channels, chunks, BLOCK_K, SPAN, BLOCK_M)
-                x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-                store_pair(rows, 0, c, channels, x_factor, offset)
-                release(counters, block, blocks, chunks, chunk, BLOCK_K)
-                store_gradients(dweight, dbias, c, channels, invstd, total_dz, total_dz_x)
-            else:
-                wait(counters, block, blocks, chunk, BLOCK_K)
-            x_factor, offset = load_pair(rows, 0, c, channels)
-        held_dy, held_x = packed(held_dy, HOLD, BLOCK_K == 1), packed(held_x, HOLD, BLOCK_K == 1)
-        if residual is not None:
-            clues = packed(clues, HOLD, BLOCK_K == 1)
-        mean, invstd = load_statistics(statistics, c, channels, ACCUMULATOR)
-        scale, shift = scale_and_shift(weight, bias, c, channels, invstd)
-        first = anew(first, HOLD if TOGETHER else None, BLOCK_K == 1)
-        if TOGETHER:
-            for part in tl.range(0, parts, num_stages=STAGES):  # the last first, which the L2 still has
-                tile = first + TILES + (parts - 1 - part) * TOGETHER
-                more_dy, more_x, more_clues, more_masks = load_gradients(
-                    dy_in, x_in, r_in, signs, tile, TOGETHER, block, c, channels, outer, outer_1, outer_2, inner,
-                    dy_o0, dy_o1, dy_o2, dy_step, dy_i, x_o0, x_o1, x_o2, x_step, x_i, r_o0, r_o1, r_o2, r_step, r_i,
-                    HOLD, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
-                )  # fmt: skip
-                write_dx(
-                    more_dy, more_x, more_clues, signs, mean, scale, shift, slope, x_factor, offset,
-                    dx_in, tile, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_step, dx_i,
-                    ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-                    BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * TILES, MASK_I >> 2 * TILES,
-                )  # fmt: skip
-        if EDGES:
-            write_edges(
-                dx, edges_of_dx(edges_dz, deviations, scale, x_factor, offset),
-                anew(chunk, HOLD, BLOCK_K == 1), chunks, c, channels, outer, outer_1, outer_2, inner,
-                dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                OUTER_RANK, ALIGN, INDEX, EDGES, LANES, MASK_C,
-            )  # fmt: skip
-        write_dx(
-            held_dy, held_x, clues, signs, mean, scale, shift, slope, x_factor, offset,
-            dx_in, first, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_step, dx_i,
-            ACTIVATION, ACCUMULATOR, OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
+    resident_backward(
+        Strided(x, x_o0, x_o1, x_o2, x_c, x_i), Strided(dy, dy_o0, dy_o1, dy_o2, dy_c, dy_i),
+        Strided(dx, dx_o0, dx_o1, dx_o2, dx_c, dx_i), Strided(dresidual, dx_o0, dx_o1, dx_o2, dx_c, dx_i),
+        Strided(residual, r_o0, r_o1, r_o2, r_c, r_i), weight, bias, statistics, dweight, dbias,
+        Epilogue(signs, slope, ACTIVATION, GROUP),
+        Exchange(partials, counters, blocks, chunks, BLOCK_K, SPAN, BLOCK_M),
+        Holding(HOLD, TILES, TOGETHER, STAGES, AT_ONCE),
+        View(
+            channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, EDGE_TILES, LANES,
+        ),
+    )  # fmt: skip
 
 
 @triton.jit
-def load_gradients(
-    dy, x, residual, signs, first, TILES: tl.constexpr, block, c, channels, outer, outer_1, outer_2, inner,
-    dy_o0, dy_o1, dy_o2, dy_c, dy_i, x_o0, x_o1, x_o2, x_c, x_i, r_o0, r_o1, r_o2, r_c, r_i,
-    HOLD: tl.constexpr,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
+def resident_backward(
+    x, dy, dx, dresidual, residual, weight, bias, statistics, dweight, dbias, epilogue, exchange, holding, view
+):
+    """All items of one program."""
+    ALONE: tl.constexpr = exchange.BLOCK_K == 1
+    chunks = exchange.chunks
+    begin, end, step = my_items(exchange, holding.AT_ONCE)
+    for number in range(begin, end, step):
+        block = number // chunks
+        c = block_channels(block, view.BLOCK_C, view.INDEX)
+        item = Item(block, (number % chunks).to(view.INDEX), c)
+        first, parts = tiles_and_parts(item.chunk, chunks, view, holding)
+        mean, invstd = load_statistics(statistics, c, view)
+        affine = affine_of(mean, invstd, weight, bias, c, view)
+        x_in, dy_in, dx_in = interior(x, c, view), interior(dy, c, view), interior(dx, c, view)
+        residual_in, dresidual_in = interior(residual, c, view), interior(dresidual, c, view)
+        held_dy, held_x, clues, masks = load_gradients(
+            dy_in, x_in, residual_in, epilogue, first, holding.TILES, item, view, holding
+        )
+        edges_dy, edge_masks = load_edges(dy, item, chunks, view)
+        edges_x, _ = load_edges(x, item, chunks, view)
+        edges_residual, _ = load_edges(residual, item, chunks, view)
+        sum_dz, sum_dz_x = add_gradients(
+            zero_tile(view), zero_tile(view), held_dy, held_x, clues, masks, dresidual_in, affine, epilogue, first,
+            item, view,
+        )  # fmt: skip
+        if holding.TOGETHER:
+            for part in tl.range(0, parts, num_stages=holding.STAGES):
+                tile = first + holding.TILES + part * holding.TOGETHER
+                more_dy, more_x, more_clues, more_masks = load_gradients(
+                    dy_in, x_in, residual_in, epilogue, tile, holding.TOGETHER, item, view, holding, holding.TILES
+                )
+                sum_dz, sum_dz_x = add_gradients(
+                    sum_dz, sum_dz_x, more_dy, more_x, more_clues, more_masks, dresidual_in, affine, epilogue, tile,
+                    item, view, holding.TILES,
+                )  # fmt: skip
+        if view.EDGES:
+            edges_dz, deviations = gradients_of_edges(edges_dy, edges_x, edges_residual, affine, epilogue, view)
+            if dresidual.base is not None:
+                write_edges(dresidual, edges_dz, item, chunks, view)
+            sum_dz, sum_dz_x = add_edge_gradients(sum_dz, sum_dz_x, edges_dz, deviations, edge_masks, epilogue, view)
+        total_dz, total_dz_x = channel_sum(sum_dz, view), channel_sum(sum_dz_x, view)
+        x_factor, offset = channel_coefficients(
+            total_dz, total_dz_x, affine.scale, invstd, dweight, dbias, item, exchange, view
+        )
+        held_dy, held_x = packed(held_dy, holding.HOLD, ALONE), packed(held_x, holding.HOLD, ALONE)
+        if residual.base is not None:
+            clues = packed(clues, holding.HOLD, ALONE)
+        mean, invstd = load_statistics(statistics, c, view)  # anew: no register has to keep them meanwhile
+        affine = affine_of(mean, invstd, weight, bias, c, view)
+        first = anew(first, holding.HOLD if holding.TOGETHER else None, ALONE)
+        if holding.TOGETHER:
+            for part in tl.range(0, parts, num_stages=holding.STAGES):  # the last first, which the L2 still has
+                tile = first + holding.TILES + (parts - 1 - part) * holding.TOGETHER
+                more_dy, more_x, more_clues, more_masks = load_gradients(
+                    dy_in, x_in, residual_in, epilogue, tile, holding.TOGETHER, item, view, holding, holding.TILES
+                )
+                write_dx(
+                    more_dy, more_x, more_clues, affine, x_factor, offset, dx_in, epilogue, tile, item, view,
+                    holding.TILES,
+                )  # fmt: skip
+        if view.EDGES:
+            item = Item(block, anew(item.chunk, holding.HOLD, ALONE), c)
+            write_edges(dx, dx_of_edges(edges_dz, deviations, affine.scale, x_factor, offset, view), item, chunks, view)
+        write_dx(held_dy, held_x, clues, affine, x_factor, offset, dx_in, epilogue, first, item, view)
+
+
+@triton.jit
+def load_gradients(dy, x, residual, epilogue, first, TILES: tl.constexpr, item, view, holding, AT: tl.constexpr = 0):
     """Tiles of dy and of x, what z cannot be known without beside x, and the masks; all loads are under way first."""
-    tiles_dy, _ = load_chunk(
-        dy, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    tiles_x, masks = load_chunk(
-        x, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, x_o0, x_o1, x_o2, x_c, x_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    clues = load_clues(
-        residual, signs, first, TILES, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN, GROUP,
-        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    tiles_dy, tiles_x = loaded(tiles_dy, HOLD), loaded(tiles_x, HOLD)
-    if residual is not None:
-        clues = loaded(clues, HOLD)
+    tiles_dy, _ = load_chunk(dy, first, TILES, item, view, AT)
+    tiles_x, masks = load_chunk(x, first, TILES, item, view, AT)
+    clues = load_clues(residual, epilogue, first, TILES, item, view, AT)
+    tiles_dy, tiles_x = loaded(tiles_dy, holding.HOLD), loaded(tiles_x, holding.HOLD)
+    if residual.base is not None:
+        clues = loaded(clues, holding.HOLD)
     return tiles_dy, tiles_x, clues, masks
 
 
 @triton.jit
 def add_gradients(
-    sum_dz, sum_dz_x, tiles_dy, tiles_x, clues, masks, dresidual, signs, mean, scale, shift, slope,
-    first, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
+    sum_dz, sum_dz_x, tiles_dy, tiles_x, clues, masks, dresidual, affine, epilogue, first, item, view,
+    AT: tl.constexpr = 0,
 ):  # fmt: skip
     """The sums of dz and of dz (x - mean), element by element, with these tiles; writes their dresidual if wanted."""
-    wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+    wide_mean = spread(affine.mean, view)
     for t in tl.static_range(len(tiles_x)):
-        deviation = tiles_x[t].to(ACCUMULATOR) - wide_mean
-        dz = gradient_of_z(
-            tiles_dy[t].to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
-            ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-        )  # fmt: skip
-        if dresidual is not None:
-            store_view(
-                dresidual, dz, first + t, block, c, channels, outer, outer_1, outer_2, inner,
-                dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-                BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
-            )  # fmt: skip
-        dz = where_loaded(masks[t], dz, ACTIVATION)
+        dz, deviation = dz_and_deviation(tiles_dy[t], tiles_x[t], clues[t], wide_mean, affine, epilogue, view)
+        if dresidual.base is not None:
+            store_tile(dresidual, dz, first + t, item, view, AT + t)
+        dz = masked_dz(dz, masks[t], epilogue)
         sum_dz += dz
         sum_dz_x += dz * deviation
     return sum_dz, sum_dz_x
 
 
 @triton.jit
-def write_dx(
-    tiles_dy, tiles_x, clues, signs, mean, scale, shift, slope, x_factor, offset,
-    dx, first, block, c, channels, outer, outer_1, outer_2, inner, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
+def channel_coefficients(total_dz, total_dz_x, scale, invstd, dweight, dbias, item, exchange, view):
+    """x_factor and offset [BLOCK_C] of all chunks (gradient.py), from the sums of each; the last writes the totals."""
+    c, values, last = item.c, values_of_channel(view), True
+    if exchange.BLOCK_K > 1:
+        rows = rows_of(item.block, 2, exchange, view)
+        store_pair(rows, item.chunk, c, view, total_dz, total_dz_x)
+        last = last_to_add(rows, item, exchange, view)
+    if everyone_merges(exchange, view):
+        if exchange.BLOCK_K > 1:
+            meet(item, last, exchange)
+            total_dz, total_dz_x = add_sums(rows, c, exchange, view)
+        x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
+        if last:
+            store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
+    else:
+        if last:
+            total_dz, total_dz_x = add_sums(rows, c, exchange, view)
+            x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
+            store_pair(rows, 0, c, view, x_factor, offset)
+            release(item.block, item.chunk, exchange)
+            store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
+        else:
+            wait(item, exchange)
+        x_factor, offset = load_first_pair(rows, c, view)
+    return x_factor, offset
+
+
+@triton.jit
+def write_dx(tiles_dy, tiles_x, clues, affine, x_factor, offset, dx, epilogue, first, item, view, AT: tl.constexpr = 0):
     """Write dx of these tiles."""
-    wide_mean = spread(mean, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+    wide_mean = spread(affine.mean, view)
     for t in tl.static_range(len(tiles_x) - 1, -1, -1):  # masks of the last tile cost registers if they come last
-        deviation = tiles_x[t].to(ACCUMULATOR) - wide_mean
-        dz = gradient_of_z(
-            tiles_dy[t].to(ACCUMULATOR), deviation, clues[t], signs, scale, shift, slope,
-            ACTIVATION, CHANNELS_LAST, FOLD, RUN, GROUP,
-        )  # fmt: skip
-        gradient = input_gradient(dz, deviation, scale, x_factor, offset, CHANNELS_LAST, FOLD, RUN)
-        store_view(
-            dx, gradient, first + t, block, c, channels, outer, outer_1, outer_2, inner,
-            dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O >> 2 * t & 3, MASK_I >> 2 * t & 3,
-        )  # fmt: skip
+        dz, deviation = dz_and_deviation(tiles_dy[t], tiles_x[t], clues[t], wide_mean, affine, epilogue, view)
+        gradient = input_gradient(dz, deviation, affine.scale, x_factor, offset, view)
+        store_tile(dx, gradient, first + t, item, view, AT + t)

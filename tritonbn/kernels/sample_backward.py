@@ -9,19 +9,23 @@ import triton
 import triton.language as tl
 
 from .channel import VECTORS, load_channels
+from .records import Strided, View
 from .rounding import reciprocal
 from .sample_columns import store_column_sums
 from .sample_rows import (
     chunk_columns,
-    column_indices,
     load_chunk_pairs,
+    load_parts,
     load_row_pair,
     pairs_of_chunk,
+    parts_exist,
     row_numbers,
     row_sum,
+    store_parts,
     store_row_pair,
 )
-from .tile import channels_and_chunk, chunk_tiles, load_tile, over_tile, store_tile, tile_indices, tile_mask
+from .tile import chunk_tiles, over_tile, tile_count, tile_indices
+from .view import block_and_chunk, block_channels
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -40,35 +44,43 @@ def sample_row_sums_kernel(
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
-    """What a chunk of columns adds to each row's mean(g) and mean(g xhat)."""
+    """What a chunk of columns adds to each row's sums of g and of g xhat."""
+    sample_row_sums(
+        Strided(x, x_o0, x_o1, x_o2, x_c, x_i), Strided(dy, dy_o0, dy_o1, dy_o2, dy_c, dy_i),
+        weight, statistics, row_sums, eps,
+        View(
+            channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        ),
+        chunks, column_tiles, run_tiles,
+    )  # fmt: skip
+
+
+@triton.jit
+def sample_row_sums(x, dy, weight, statistics, row_sums, eps, view, chunks, column_tiles, run_tiles):
+    """A chunk of columns of a run of row tiles."""
     chunk = tl.program_id(0) % chunks
-    first, last = chunk_tiles(tl.program_id(0) // chunks, run_tiles, outer, inner, BLOCK_O, BLOCK_I, INDEX)
-    first_column, last_column = chunk_columns(chunk, column_tiles, channels, BLOCK_C)
-    epsilon = tl.full([1, 1, 1], eps, ACCUMULATOR)
+    first, last = chunk_tiles(tl.program_id(0) // chunks, run_tiles, tile_count(view), view)
+    first_column, last_column = chunk_columns(chunk, column_tiles, view)
+    epsilon = tl.full([1, 1, 1], eps, view.ACCUMULATOR)
     for tile in range(first, last):
-        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
-        row, exists = row_numbers(o, i, outer, inner)
-        mean, sigma = load_row_pair(statistics, row, exists, outer, inner, 1.0)
+        o, i = tile_indices(tile, view, view.BLOCK_I)
+        row, exists = row_numbers(o, i, view)
+        mean, sigma = load_row_pair(statistics, row, exists, view, 1.0)
         scale = reciprocal(sigma + epsilon)
-        sum_g = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
-        sum_g_xhat = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
+        sum_g = tl.zeros([view.BLOCK_C, view.BLOCK_O, view.BLOCK_I], view.ACCUMULATOR)
+        sum_g_xhat = tl.zeros([view.BLOCK_C, view.BLOCK_O, view.BLOCK_I], view.ACCUMULATOR)
         for column_tile in range(first_column, last_column):
-            c = column_indices(column_tile, BLOCK_C, INDEX)
-            mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-            xhat = load_tile(
-                x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-            )  # fmt: skip
-            gradient = load_tile(
-                dy, mask, c, o, i, outer_1, outer_2, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-            )  # fmt: skip
+            c = block_channels(column_tile, view.BLOCK_C, view.INDEX)
+            mask = parts_exist(c, o, i, view)
+            xhat = (load_parts(x, mask, c, o, i, view) - mean) * scale
+            g = load_parts(dy, mask, c, o, i, view)
             if weight is not None:
-                gradient *= over_tile(load_channels(weight, c, channels, ACCUMULATOR))
-            sum_g += gradient
-            sum_g_xhat += gradient * ((xhat - mean) * scale)
-        pairs = pairs_of_chunk(row_sums, chunk, outer, inner, INDEX)
-        store_row_pair(pairs, row, exists, outer, inner, row_sum(sum_g), row_sum(sum_g_xhat))
+                g *= over_tile(load_channels(weight, c, view))
+            sum_g += g
+            sum_g_xhat += g * xhat
+        pairs = pairs_of_chunk(row_sums, chunk, view)
+        store_row_pair(pairs, row, exists, view, row_sum(sum_g), row_sum(sum_g_xhat))
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -89,42 +101,50 @@ def sample_gradients_kernel(
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """dx of a run of row tiles in one column tile, and the run's share of dweight and dbias."""
-    c, run = channels_and_chunk(channels, BLOCK_C, INDEX)
-    first, last = chunk_tiles(run, run_tiles, outer, inner, BLOCK_O, BLOCK_I, INDEX)
-    total = tl.cast(channels, ACCUMULATOR)
-    epsilon = tl.full([1, 1, 1], eps, ACCUMULATOR)
-    sum_dy = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
-    sum_dy_xhat = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
+    sample_gradients(
+        Strided(x, x_o0, x_o1, x_o2, x_c, x_i), Strided(dy, dy_o0, dy_o1, dy_o2, dy_c, dy_i),
+        Strided(dx, dx_o0, dx_o1, dx_o2, dx_c, dx_i), weight, statistics, row_sums, column_sums, eps,
+        View(
+            channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        ),
+        chunks, run_tiles, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def sample_gradients(
+    x, dy, dx, weight, statistics, row_sums, column_sums, eps, view, chunks, run_tiles, BLOCK_K: tl.constexpr
+):
+    """A column tile of a run of row tiles."""
+    block, run = block_and_chunk(tl.program_id(0), tl.cdiv(view.channels, view.BLOCK_C))
+    c = block_channels(block, view.BLOCK_C, view.INDEX)
+    first, last = chunk_tiles(run, run_tiles, tile_count(view), view)
+    total = tl.cast(view.channels, view.ACCUMULATOR)
+    epsilon = tl.full([1, 1, 1], eps, view.ACCUMULATOR)
+    sum_dy = tl.zeros([view.BLOCK_C, view.BLOCK_O, view.BLOCK_I], view.ACCUMULATOR)
+    sum_dy_xhat = tl.zeros([view.BLOCK_C, view.BLOCK_O, view.BLOCK_I], view.ACCUMULATOR)
     for tile in range(first, last):
-        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
-        row, exists = row_numbers(o, i, outer, inner)
-        mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-        xhat = load_tile(
-            x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-        )  # fmt: skip
-        gradient = load_tile(
-            dy, mask, c, o, i, outer_1, outer_2, dy_o0, dy_o1, dy_o2, dy_c, dy_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-        )  # fmt: skip
-        mean, sigma = load_row_pair(statistics, row, exists, outer, inner, 1.0)
+        o, i = tile_indices(tile, view, view.BLOCK_I)
+        row, exists = row_numbers(o, i, view)
+        mask = parts_exist(c, o, i, view)
+        value = load_parts(x, mask, c, o, i, view)
+        gradient = load_parts(dy, mask, c, o, i, view)
+        mean, sigma = load_row_pair(statistics, row, exists, view, 1.0)
         scale = reciprocal(sigma + epsilon)
-        xhat = (xhat - mean) * scale
+        xhat = (value - mean) * scale
         if column_sums is not None:
             sum_dy += gradient
             sum_dy_xhat += gradient * xhat
-        if dx is not None:
+        if dx.base is not None:
+            g = gradient
             if weight is not None:
-                gradient *= over_tile(load_channels(weight, c, channels, ACCUMULATOR))
+                g *= over_tile(load_channels(weight, c, view))
             if row_sums is None:
-                part, part_xhat = gradient, gradient * xhat
+                part, part_xhat = g, g * xhat
             else:
-                part, part_xhat = load_chunk_pairs(row_sums, row, exists, outer, inner, chunks, BLOCK_K, INDEX)
-            slope = row_sum(part_xhat) / total * ((sigma + epsilon) / sigma)
-            gradient = (gradient - row_sum(part) / total - xhat * slope) * scale
-            store_tile(
-                dx, gradient, mask, c, o, i, outer_1, outer_2, dx_o0, dx_o1, dx_o2, dx_c, dx_i,
-                OUTER_RANK, CHANNELS_LAST, ALIGN,
-            )  # fmt: skip
+                part, part_xhat = load_chunk_pairs(row_sums, row, exists, chunks, view, BLOCK_K)
+            along_xhat = row_sum(part_xhat) / total * ((sigma + epsilon) / sigma)
+            store_parts(dx, (g - row_sum(part) / total - xhat * along_xhat) * scale, mask, c, o, i, view)
     if column_sums is not None:
-        store_column_sums(column_sums, run, c, channels, sum_dy, sum_dy_xhat)
+        store_column_sums(column_sums, run, c, view.channels, sum_dy, sum_dy_xhat)

@@ -11,19 +11,23 @@ import triton
 import triton.language as tl
 
 from .channel import VECTORS, load_channels
+from .records import Strided, View
 from .rounding import reciprocal, square_root
 from .sample_rows import (
     chunk_columns,
-    column_indices,
     columns_before,
     columns_of_lanes,
     load_chunk_pairs,
+    load_parts,
     pairs_of_chunk,
+    parts_exist,
     row_numbers,
     row_sum,
+    store_parts,
     store_row_pair,
 )
-from .tile import chunk_tiles, load_tile, over_tile, store_tile, tile_indices, tile_mask
+from .tile import chunk_tiles, over_tile, tile_count, tile_indices
+from .view import block_channels
 from .welford import centred_moments, finite_or_zero, merge_parts, welford_step
 
 
@@ -42,33 +46,37 @@ def sample_short_forward_kernel(
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """The exact mean of each row, its centred moments, and y, all from the tile in registers."""
-    first, last = chunk_tiles(tl.program_id(0), run_tiles, outer, inner, BLOCK_O, BLOCK_I, INDEX)
-    c = tl.arange(0, BLOCK_C)
-    total = tl.cast(channels, ACCUMULATOR)
-    epsilon = tl.full([1, 1, 1], eps, ACCUMULATOR)
+    sample_short_forward(
+        Strided(x, x_o0, x_o1, x_o2, x_c, x_i), Strided(y, y_o0, y_o1, y_o2, y_c, y_i),
+        weight, bias, statistics, eps,
+        View(
+            channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        ),
+        run_tiles,
+    )  # fmt: skip
+
+
+@triton.jit
+def sample_short_forward(x, y, weight, bias, statistics, eps, view, run_tiles):
+    """A run of row tiles."""
+    first, last = chunk_tiles(tl.program_id(0), run_tiles, tile_count(view), view)
+    c = tl.arange(0, view.BLOCK_C)
+    total = tl.cast(view.channels, view.ACCUMULATOR)
+    epsilon = tl.full([1, 1, 1], eps, view.ACCUMULATOR)
     for tile in range(first, last):
-        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
-        row, exists = row_numbers(o, i, outer, inner)
-        mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-        value = load_tile(
-            x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-        )  # fmt: skip
+        o, i = tile_indices(tile, view, view.BLOCK_I)
+        row, exists = row_numbers(o, i, view)
+        mask = parts_exist(c, o, i, view)
+        value = load_parts(x, mask, c, o, i, view)
         centre = finite_or_zero(row_sum(value) / total)
         deviation = tl.where(mask, value - centre, 0.0)
         offset, M2 = centred_moments(row_sum(deviation), row_sum(deviation * deviation), total)
         sigma = square_root(M2 / total + epsilon)
         if statistics is not None:
-            store_row_pair(statistics, row, exists, outer, inner, centre + offset, sigma)
-        value = (deviation - offset) * reciprocal(sigma + epsilon)
-        if weight is not None:
-            value *= over_tile(load_channels(weight, c, channels, ACCUMULATOR))
-        if bias is not None:
-            value += over_tile(load_channels(bias, c, channels, ACCUMULATOR))
-        store_tile(
-            y, value, mask, c, o, i, outer_1, outer_2, y_o0, y_o1, y_o2, y_c, y_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN,
-        )  # fmt: skip
+            store_row_pair(statistics, row, exists, view, centre + offset, sigma)
+        xhat = (deviation - offset) * reciprocal(sigma + epsilon)
+        store_parts(y, weighted(xhat, weight, bias, c, view), mask, c, o, i, view)
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -87,64 +95,73 @@ def sample_long_forward_kernel(
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
     """A run of row tiles, and of each a chunk of columns: its mean and M2, then the merged statistics and y."""
+    sample_long_forward(
+        Strided(x, x_o0, x_o1, x_o2, x_c, x_i), Strided(y, y_o0, y_o1, y_o2, y_c, y_i),
+        weight, bias, statistics, partials, eps,
+        View(
+            channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
+        ),
+        chunks, column_tiles, run_tiles, PHASE, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def sample_long_forward(
+    x, y, weight, bias, statistics, partials, eps, view, chunks, column_tiles, run_tiles,
+    PHASE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A chunk of columns of a run of row tiles."""
     chunk = tl.program_id(0) % chunks
-    first, last = chunk_tiles(tl.program_id(0) // chunks, run_tiles, outer, inner, BLOCK_O, BLOCK_I, INDEX)
-    first_column, last_column = chunk_columns(chunk, column_tiles, channels, BLOCK_C)
-    total = tl.cast(channels, ACCUMULATOR)
-    epsilon = tl.full([1, 1, 1], eps, ACCUMULATOR)
+    first, last = chunk_tiles(tl.program_id(0) // chunks, run_tiles, tile_count(view), view)
+    first_column, last_column = chunk_columns(chunk, column_tiles, view)
+    total = tl.cast(view.channels, view.ACCUMULATOR)
+    epsilon = tl.full([1, 1, 1], eps, view.ACCUMULATOR)
     for tile in range(first, last):
-        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX)
-        row, exists = row_numbers(o, i, outer, inner)
-        reference = load_tile(
-            x, exists, tl.zeros([1], INDEX), o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-        )  # fmt: skip
-        reference = finite_or_zero(reference)
+        o, i = tile_indices(tile, view, view.BLOCK_I)
+        row, exists = row_numbers(o, i, view)
+        reference = finite_or_zero(load_parts(x, exists, tl.zeros([1], view.INDEX), o, i, view))
 
         if PHASE != "normalize":
-            lane_mean = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
-            lane_M2 = tl.zeros([BLOCK_C, BLOCK_O, BLOCK_I], ACCUMULATOR)
+            lane_mean = tl.zeros([view.BLOCK_C, view.BLOCK_O, view.BLOCK_I], view.ACCUMULATOR)
+            lane_M2 = tl.zeros([view.BLOCK_C, view.BLOCK_O, view.BLOCK_I], view.ACCUMULATOR)
             for column_tile in range(first_column, last_column):
-                c = column_indices(column_tile, BLOCK_C, INDEX)
-                mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-                value = load_tile(
-                    x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-                )  # fmt: skip
-                value = tl.where(mask, value - reference, lane_mean)
+                c = block_channels(column_tile, view.BLOCK_C, view.INDEX)
+                mask = parts_exist(c, o, i, view)
+                value = tl.where(mask, load_parts(x, mask, c, o, i, view) - reference, lane_mean)
                 lane_mean, lane_M2 = welford_step(lane_mean, lane_M2, value, column_tile - first_column + 1)
-            count = columns_of_lanes(first_column, last_column, channels, BLOCK_C).to(ACCUMULATOR)
-            of_chunk = columns_before(last_column, channels, BLOCK_C) - columns_before(first_column, channels, BLOCK_C)
-            of_chunk = tl.cast(of_chunk, ACCUMULATOR)
-            mean, variance = merge_parts(lane_mean, lane_M2, over_tile(count), of_chunk, 0)
+            count = columns_of_lanes(first_column, last_column, view).to(view.ACCUMULATOR)
+            of_chunk = columns_before(last_column, view) - columns_before(first_column, view)
+            of_chunk = tl.cast(of_chunk, view.ACCUMULATOR)
+            mean, variance = merge_parts(lane_mean, lane_M2, over_tile(count), of_chunk)
             if PHASE == "statistics":
-                pairs = pairs_of_chunk(partials, chunk, outer, inner, INDEX)
-                store_row_pair(pairs, row, exists, outer, inner, mean, variance * of_chunk)
+                pairs = pairs_of_chunk(partials, chunk, view)
+                store_row_pair(pairs, row, exists, view, mean, variance * of_chunk)
 
         if PHASE != "statistics":
             if PHASE == "normalize":
-                chunk_mean, chunk_M2 = load_chunk_pairs(partials, row, exists, outer, inner, chunks, BLOCK_K, INDEX)
-                start, end = chunk_columns(tl.arange(0, BLOCK_K), column_tiles, channels, BLOCK_C)
-                count = columns_before(end, channels, BLOCK_C) - columns_before(start, channels, BLOCK_C)
-                mean, variance = merge_parts(chunk_mean, chunk_M2, over_tile(count.to(ACCUMULATOR)), total, 0)
+                chunk_mean, chunk_M2 = load_chunk_pairs(partials, row, exists, chunks, view, BLOCK_K)
+                start, end = chunk_columns(tl.arange(0, BLOCK_K), column_tiles, view)
+                count = columns_before(end, view) - columns_before(start, view)
+                mean, variance = merge_parts(chunk_mean, chunk_M2, over_tile(count.to(view.ACCUMULATOR)), total)
             sigma = square_root(variance + epsilon)
             if statistics is not None:
                 if chunk == 0:
-                    store_row_pair(statistics, row, exists, outer, inner, reference + mean, sigma)
+                    store_row_pair(statistics, row, exists, view, reference + mean, sigma)
             scale = reciprocal(sigma + epsilon)
             for column_tile in range(first_column, last_column):
-                c = column_indices(column_tile, BLOCK_C, INDEX)
-                mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
-                value = load_tile(
-                    x, mask, c, o, i, outer_1, outer_2, x_o0, x_o1, x_o2, x_c, x_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN, ACCUMULATOR,
-                )  # fmt: skip
-                value = (value - reference - mean) * scale
-                if weight is not None:
-                    value *= over_tile(load_channels(weight, c, channels, ACCUMULATOR))
-                if bias is not None:
-                    value += over_tile(load_channels(bias, c, channels, ACCUMULATOR))
-                store_tile(
-                    y, value, mask, c, o, i, outer_1, outer_2, y_o0, y_o1, y_o2, y_c, y_i,
-                    OUTER_RANK, CHANNELS_LAST, ALIGN,
-                )  # fmt: skip
+                c = block_channels(column_tile, view.BLOCK_C, view.INDEX)
+                mask = parts_exist(c, o, i, view)
+                xhat = (load_parts(x, mask, c, o, i, view) - reference - mean) * scale
+                store_parts(y, weighted(xhat, weight, bias, c, view), mask, c, o, i, view)
+
+
+@triton.jit
+def weighted(xhat, weight, bias, c, view):
+    """weight xhat + bias of a tile."""
+    y = xhat
+    if weight is not None:
+        y *= over_tile(load_channels(weight, c, view))
+    if bias is not None:
+        y += over_tile(load_channels(bias, c, view))
+    return y

@@ -3,53 +3,60 @@
 import triton
 import triton.language as tl
 
+from .affine import bn
 from .epilogue import passes, through_sign, through_silu, unpack_bits
-from .view import load_view, locate_bytes, spread
+from .view import load_tile, locate_bytes
 
 
 @triton.jit
-def load_clue(
-    residual, signs, tile, block, c, channels, outer, outer_1, outer_2, inner,
-    r_o0, r_o1, r_o2, r_c, r_i,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
+def load_clue(residual, epilogue, tile, item, view, AT: tl.constexpr = 0):
     """What z cannot be known without beside x: a tile of the residual, or of the bits that the forward pass kept."""
-    if signs is not None:
-        at, exists = locate_bytes(
-            tile, block, channels, outer, inner,
-            CHANNELS_LAST, GROUP, INDEX, INNER_TILES, FOLD, RUN, BLOCK_C, BLOCK_O, BLOCK_I,
-        )  # fmt: skip
-        clue = tl.load(signs + at, exists, other=0)
-    elif residual is not None:
-        clue, _ = load_view(
-            residual, tile, block, c, channels, outer, outer_1, outer_2, inner, r_o0, r_o1, r_o2, r_c, r_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-        )  # fmt: skip
+    if epilogue.signs is not None:
+        at, exists = locate_bytes(tile, item, view, epilogue.GROUP)
+        clue = tl.load(epilogue.signs + at, exists, other=0)
+    elif residual.base is not None:
+        clue, _ = load_tile(residual, tile, item, view, AT)
     else:
         clue = 0.0
     return clue
 
 
 @triton.jit
-def gradient_of_z(
-    dy, deviation, clue, signs, scale, shift, slope,
-    ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+def gradient_of_z(dy, deviation, clue, affine, epilogue, view):
     """dz from dy and x - mean, tiles in the precision of the statistics."""
-    if ACTIVATION is None:
+    if epilogue.ACTIVATION is None:
         dz = dy
-    elif signs is not None:
-        dz = through_sign(dy, unpack_bits(clue, CHANNELS_LAST and RUN == 0, GROUP), slope, ACTIVATION)
+    elif epilogue.signs is not None:
+        dz = through_sign(dy, unpack_bits(clue, epilogue, view), epilogue)
     else:
-        z = deviation * spread(scale, CHANNELS_LAST, FOLD, RUN, dy.shape[2])
-        z += spread(shift, CHANNELS_LAST, FOLD, RUN, dy.shape[2])
-        z += tl.cast(clue, dy.dtype)
-        if ACTIVATION == "silu":
+        z = bn(deviation, affine, view) + tl.cast(clue, dy.dtype)
+        if epilogue.ACTIVATION == "silu":
             dz = through_silu(dy, z)
         else:
-            dz = through_sign(dy, passes(z, ACTIVATION), slope, ACTIVATION)
+            dz = through_sign(dy, passes(z, epilogue), epilogue)
+    return dz
+
+
+@triton.jit
+def dz_and_deviation(dy, x, clue, wide_mean, affine, epilogue, view):
+    """dz and x - mean, of tiles as they came from memory."""
+    deviation = x.to(view.ACCUMULATOR) - wide_mean
+    return gradient_of_z(dy.to(view.ACCUMULATOR), deviation, clue, affine, epilogue, view), deviation
+
+
+@triton.jit
+def load_dz(x, dy, residual, wide_mean, affine, epilogue, tile, item, view):
+    """Tiles of dz and of x - mean, and which elements exist."""
+    tile_dy, mask = load_tile(dy, tile, item, view)
+    tile_x, _ = load_tile(x, tile, item, view)
+    clue = load_clue(residual, epilogue, tile, item, view)
+    dz, deviation = dz_and_deviation(tile_dy, tile_x, clue, wide_mean, affine, epilogue, view)
+    return dz, deviation, mask
+
+
+@triton.jit
+def masked_dz(dz, mask, epilogue):
+    """dz, zero where there is no element: without an activation it is dy, which was loaded so."""
+    if epilogue.ACTIVATION is not None:
+        dz = tl.where(mask, dz, 0.0)
     return dz

@@ -1,17 +1,19 @@
 """A block of channels as a sequence of tiles, plain (tile.py) or folded (fold.py): RUN is 0 where they are plain.
 
-Tiles of a block are numbered; a chunk is a run of `tiles_per_chunk` of them.
+Tiles of a block are numbered; a chunk is a run of some of them. A tile's AT is its number among those of the chunk that
+have masks of their own (chunk.py): 0 where all have the same.
 """
 
 import triton
 import triton.language as tl
 
-from .fold import over_run, run_indices, run_mask, run_offsets, run_sum
+from .fold import over_run, run_count, run_indices, run_mask, run_offsets, run_sum
 from .tile import (
     WHOLLY,
     chunk_tiles,
     elements_before,
     over_tile,
+    tile_count,
     tile_indices,
     tile_mask,
     tile_offsets,
@@ -28,114 +30,127 @@ def block_channels(block, BLOCK_C: tl.constexpr, INDEX: tl.constexpr):
 
 @triton.jit
 def block_and_chunk(program, blocks):
-    """Neighbouring programs take neighbouring blocks of channels."""
+    """The block of a program, and its chunk: neighbouring programs take neighbouring blocks."""
     return program % blocks, program // blocks
 
 
 @triton.jit
-def tiles_of_chunk(
-    chunk, tiles_per_chunk, outer, inner,
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INDEX: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
-    """The first tile of a chunk, and the one after its last."""
-    if RUN:
-        runs = tl.cdiv(tl.cast(outer, INDEX) * inner, FOLD)
-        first, last = chunk_tiles(chunk, tiles_per_chunk, runs, 1, BLOCK_O, 1, INDEX)
-    else:
-        first, last = chunk_tiles(chunk, tiles_per_chunk, outer, inner, BLOCK_O, BLOCK_I, INDEX)
-    return first, last
-
-
-@triton.jit
-def tiles_of_block(
-    outer, inner,
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INDEX: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
+def tiles_of_block(view):
     """How many tiles a block of channels has."""
-    if RUN:
-        tiles = tl.cdiv(tl.cdiv(tl.cast(outer, INDEX) * inner, FOLD), BLOCK_O)
+    if view.RUN:
+        tiles = tl.cdiv(run_count(view), view.BLOCK_O)
     else:
-        tiles = tl.cdiv(tl.cast(outer, INDEX), BLOCK_O) * tl.cdiv(tl.cast(inner, INDEX), BLOCK_I)
+        tiles = tile_count(view)
     return tiles
 
 
 @triton.jit
-def values_before(
-    tile, outer, inner,
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
+def tiles_of_chunk(chunk, tiles_per_chunk, view):
+    """The first tile of a chunk, and the one after its last."""
+    return chunk_tiles(chunk, tiles_per_chunk, tiles_of_block(view), view)
+
+
+@triton.jit
+def values_before(tile, view):
     """How many elements of one channel lie in the tiles before `tile`."""
-    if RUN:
-        values = tl.minimum(tile * BLOCK_O * FOLD, tl.cast(outer, tile.dtype) * inner)
+    if view.RUN:
+        values = tl.minimum(tile * view.BLOCK_O * view.FOLD, tl.cast(view.outer, tile.dtype) * view.inner)
     else:
-        values = elements_before(tile, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES)
+        values = elements_before(tile, view)
     return values
 
 
 @triton.jit
-def tile_exists(
-    tile, outer, inner,
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
+def tile_exists(tile, view):
     """Whether a tile has any element."""
-    if RUN:
-        exists = tile * BLOCK_O * FOLD < tl.cast(outer, tile.dtype) * inner
+    if view.RUN:
+        exists = tile * view.BLOCK_O * view.FOLD < tl.cast(view.outer, tile.dtype) * view.inner
     else:
-        row, column = tile_position(tile, inner, BLOCK_I, INNER_TILES)
-        exists = (row * BLOCK_O < outer) & (column * BLOCK_I < inner)
+        row, column = tile_position(tile, view)
+        exists = (row * view.BLOCK_O < view.outer) & (column * view.BLOCK_I < view.inner)
     return exists
 
 
 @triton.jit
-def locate(
-    tile, block, c, channels, outer, inner,
-    CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr, INNER_TILES: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
+def locate(tile, item, view, AT: tl.constexpr):
     """Indices o, i of a tile, and the mask of the elements that exist."""
-    if RUN:
-        o, i = run_indices(tile, BLOCK_O, BLOCK_I, INDEX)
-        mask = run_mask(
-            block, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, FOLD, RUN, BLOCK_C, MASK_C, MASK_O, MASK_I
-        )
+    MASK_O: tl.constexpr = view.MASKS_O >> 2 * AT & 3
+    MASK_I: tl.constexpr = view.MASKS_I >> 2 * AT & 3
+    if view.RUN:
+        o, i = run_indices(tile, view, view.BLOCK_I)
+        mask = run_mask(item.block, o, i, view, MASK_O, MASK_I)
     else:
-        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX, INNER_TILES)
-        mask = tile_mask(c, o, i, channels, outer, inner, CHANNELS_LAST, ALIGN, MASK_C, MASK_O, MASK_I)
+        o, i = tile_indices(tile, view, view.BLOCK_I)
+        mask = tile_mask(item.c, o, i, view, MASK_O, MASK_I)
     if MASK_O == WHOLLY or MASK_I == WHOLLY:
-        mask = mask & tile_exists(tile, outer, inner, BLOCK_O, BLOCK_I, INNER_TILES, FOLD, RUN)
+        mask = mask & tile_exists(tile, view)
     return o, i, mask
 
 
 @triton.jit
-def offsets_of(
-    block, c, o, i, outer_1, outer_2,
-    stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, RUN: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):  # fmt: skip
+def offsets_of(x, o, i, item, view):
     """Element offsets of a tile in one tensor."""
-    if RUN:
-        offsets = run_offsets(
-            tl.cast(block, o.dtype), o, i, outer_1, outer_2, stride_o0, stride_o1, stride_o2, stride_c,
-            OUTER_RANK, CHANNELS_LAST, ALIGN, RUN, BLOCK_C,
-        )  # fmt: skip
+    if view.RUN:
+        offsets = run_offsets(x, tl.cast(item.block, o.dtype), o, i, view)
     else:
-        offsets = tile_offsets(
-            c, o, i, outer_1, outer_2, stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-            OUTER_RANK, CHANNELS_LAST, ALIGN,
-        )  # fmt: skip
+        offsets = tile_offsets(x, item.c, o, i, view, view.ALIGN)
     return offsets
 
 
 @triton.jit
-def channel_sum(
-    value,
-    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+def load_tile(x, tile, item, view, AT: tl.constexpr = 0):
+    """A tile of one tensor in its own dtype, zero where there is no element; and where there is one."""
+    o, i, mask = locate(tile, item, view, AT)
+    return tl.load(x.base + offsets_of(x, o, i, item, view), mask, other=0.0), mask
+
+
+@triton.jit
+def store_tile(y, value, tile, item, view, AT: tl.constexpr = 0):
+    """Write a tile of one tensor, rounded to its dtype."""
+    o, i, mask = locate(tile, item, view, AT)
+    tl.store(y.base + offsets_of(y, o, i, item, view), value, mask)
+
+
+@triton.jit
+def locate_bytes(tile, item, view, GROUP: tl.constexpr):
+    """Offsets and mask of a tile's bytes, each for GROUP neighbours of the fast axis, whose rows begin with a byte."""
+    if view.RUN:
+        o, i = run_indices(tile, view, view.BLOCK_I // GROUP)
+        runs = run_count(view)
+        mask = (o < runs) & (i < (view.RUN + GROUP - 1) // GROUP)
+        offsets = (tl.cast(item.block, view.INDEX) * runs + o) * ((view.RUN + GROUP - 1) // GROUP) + i
+    elif view.CHANNELS_LAST:
+        channel_bytes = tl.cdiv(view.channels, GROUP)
+        c = block_channels(item.block, view.BLOCK_C // GROUP, view.INDEX)[:, None, None]
+        o, i = tile_indices(tile, view, view.BLOCK_I)
+        mask = (c < channel_bytes) & (o < view.outer) & (i < view.inner)
+        offsets = (o * view.inner + i) * channel_bytes + c
+    else:
+        row_bytes = tl.cdiv(view.inner, GROUP)
+        c = item.c[:, None, None]
+        o, i = tile_indices(tile, view, view.BLOCK_I // GROUP)
+        mask = (c < view.channels) & (o < view.outer) & (i < row_bytes)
+        offsets = (c * view.outer + o) * row_bytes + i
+    return offsets, mask
+
+
+@triton.jit
+def values_of_channel(view):
+    """How many elements a channel has, in the precision of the statistics."""
+    return (tl.cast(view.outer, view.INDEX) * (view.inner + view.EDGES)).to(view.ACCUMULATOR)
+
+
+@triton.jit
+def zero_tile(view):
+    """Where a tile's elements are added up, each for itself."""
+    return tl.zeros([1 if view.RUN else view.BLOCK_C, view.BLOCK_O, view.BLOCK_I], view.ACCUMULATOR)
+
+
+@triton.jit
+def channel_sum(value, view):
     """The sum of a tile for each channel [BLOCK_C], in an order that depends on nothing but the shape."""
-    if RUN:
-        total = run_sum(value, CHANNELS_LAST, FOLD, RUN, BLOCK_C)
+    if view.RUN:
+        total = run_sum(value, view)
     else:
         total = tile_sum(value)
     return total
@@ -150,83 +165,10 @@ def sum_to_edges(value, LANES: tl.constexpr):
 
 
 @triton.jit
-def spread(
-    value,
-    CHANNELS_LAST: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
+def spread(value, view):
     """[BLOCK_C] in a shape that meets the elements of a tile."""
-    if RUN:
-        wide = over_run(value, CHANNELS_LAST, FOLD, RUN, BLOCK_I)
+    if view.RUN:
+        wide = over_run(value, view)
     else:
         wide = over_tile(value)
     return wide
-
-
-@triton.jit
-def load_view(
-    x, tile, block, c, channels, outer, outer_1, outer_2, inner,
-    stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
-    """A tile of one tensor in its own dtype, zero where there is no element; and where there is one."""
-    o, i, mask = locate(
-        tile, block, c, channels, outer, inner, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    at = offsets_of(
-        block, c, o, i, outer_1, outer_2, stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, RUN, BLOCK_C,
-    )  # fmt: skip
-    return tl.load(x + at, mask, other=0.0), mask
-
-
-@triton.jit
-def store_view(
-    y, value, tile, block, c, channels, outer, outer_1, outer_2, inner,
-    stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-    OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr,
-    INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-    MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
-):  # fmt: skip
-    """Write a tile of one tensor, rounded to its dtype."""
-    o, i, mask = locate(
-        tile, block, c, channels, outer, inner, CHANNELS_LAST, ALIGN, INDEX, INNER_TILES, FOLD, RUN,
-        BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I,
-    )  # fmt: skip
-    at = offsets_of(
-        block, c, o, i, outer_1, outer_2, stride_o0, stride_o1, stride_o2, stride_c, stride_i,
-        OUTER_RANK, CHANNELS_LAST, ALIGN, RUN, BLOCK_C,
-    )  # fmt: skip
-    tl.store(y + at, value, mask)
-
-
-@triton.jit
-def locate_bytes(
-    tile, block, channels, outer, inner,
-    CHANNELS_LAST: tl.constexpr, GROUP: tl.constexpr, INDEX: tl.constexpr, INNER_TILES: tl.constexpr,
-    FOLD: tl.constexpr, RUN: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
-    """Offsets and mask of a tile's bytes, each for GROUP neighbours of the fast axis, whose rows begin with a byte."""
-    if RUN:
-        o, i = run_indices(tile, BLOCK_O, BLOCK_I // GROUP, INDEX)
-        runs = tl.cdiv(tl.cast(outer, INDEX) * inner, FOLD)
-        mask = (o < runs) & (i < (RUN + GROUP - 1) // GROUP)
-        offsets = (tl.cast(block, INDEX) * runs + o) * ((RUN + GROUP - 1) // GROUP) + i
-    elif CHANNELS_LAST:
-        channel_bytes = tl.cdiv(channels, GROUP)
-        c = block_channels(block, BLOCK_C // GROUP, INDEX)[:, None, None]
-        o, i = tile_indices(tile, inner, BLOCK_O, BLOCK_I, INDEX, INNER_TILES)
-        mask = (c < channel_bytes) & (o < outer) & (i < inner)
-        offsets = (o * inner + i) * channel_bytes + c
-    else:
-        row_bytes = tl.cdiv(inner, GROUP)
-        c = block_channels(block, BLOCK_C, INDEX)[:, None, None]
-        o, i = tile_indices(tile, row_bytes, BLOCK_O, BLOCK_I // GROUP, INDEX, INNER_TILES)
-        mask = (c < channels) & (o < outer) & (i < row_bytes)
-        offsets = (c * outer + o) * row_bytes + i
-    return offsets, mask

@@ -159,11 +159,10 @@ class GhostBatchNorm(torch.autograd.Function):
         state: State,
     ) -> Tensor:
         """All parts, one after the other, into one y."""
-        keeps_signs = residual is not None and cases[0].activation in ("relu", "leaky_relu")
-        recomputed = (None, None) if cases[0].activation is None or keeps_signs else (bias, residual)
-        require_savable(x, weight, *recomputed)
+        keeps_signs, *kept = cases[0].kept(bias, residual)
+        require_savable(x, weight, *kept)
         y, statistics, signs = normalize(cases, x, weight, bias, residual, state, keeps_signs)
-        ctx.save_for_backward(x, weight, *recomputed, *statistics, *signs)
+        ctx.save_for_backward(x, weight, *kept, *statistics, *signs)
         ctx.cases = cases
         return y
 

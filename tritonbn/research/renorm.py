@@ -137,10 +137,9 @@ class Renormalized(BatchNorm):
     ) -> Tensor:
         """The second half, by the running buffers, counter and momentum, and by moments (1, 3 C + 1)."""
         state, moments = given
-        keeps_signs = residual is not None and case.activation in ("relu", "leaky_relu")
-        recomputed = (None, None) if case.activation is None or keeps_signs else (bias, residual)
-        require_savable(x, weight, *recomputed)
+        keeps_signs, *kept = case.kept(bias, residual)
+        require_savable(x, weight, *kept)
         y, statistics, signs = normalize(case, x, weight, bias, residual, state, keeps_signs, moments, nothing)
-        ctx.save_for_backward(x, weight, statistics, signs, *recomputed)
+        ctx.save_for_backward(x, weight, statistics, signs, *kept)
         ctx.case = case
         return y
