@@ -42,6 +42,28 @@ def test_axes(axis, training, backend):
         check(random((3, 4, 2, 5), torch.float64), axis, training=training, **EXACT)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2, 3, 4, 1), 2), ((3, 4, 3, 1), -2), ((2, 3, 1, 4, 1), 3), ((1, 3, 5, 1), 2)]
+)
+def test_axes_beside_one_of_size_one_by_aten(shape, axis, training):
+    """Torch's backward pass on the CPU misreads a dy that lies so beside such an x."""
+    with tritonbn.backend("aten"):
+        check(random(shape, torch.float64), axis, training=training, **EXACT)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_a_gradient_that_lies_otherwise_by_aten(training):
+    x, weight = random((2, 4, 3, 1), torch.float64).requires_grad_(), vector(8, torch.float64, 2)[::2]
+    mean, var = vector(8, torch.float64, 4)[::2], vector(8, torch.float64, 5, positive=True)[::2]
+    dy = random((2, 3, 4, 1), torch.float64, 3).movedim(2, 1)
+    given = weight, None, training, 0.3, 1e-3
+    with tritonbn.backend("aten"):
+        y = tritonbn.batch_norm(x, mean.clone(), var.clone(), *given)
+    truth = reference.batch_norm(x, mean, var, *given).y
+    torch.testing.assert_close(*(torch.autograd.grad(each, x, dy)[0] for each in (y, truth)), **EXACT)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_without_a_copy(layout, monkeypatch):
     x = LAYOUTS[layout]((2, 3, 4, 5), torch.float64)

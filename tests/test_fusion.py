@@ -1386,3 +1386,19 @@ def test_an_attribute_that_a_graph_sets():
 def test_without_batch_norms():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     assert type(tritonbn.convert(model, fuse=True)) is nn.Sequential
+
+
+@pytest.mark.parametrize(
+    "later", [lambda y, r: y + r.mul_(2), lambda y, r: y * F.relu(r, inplace=True)], ids=["a method", "a function"]
+)
+def test_what_silu_would_keep_may_be_changed_later(calls, later):
+    """Fused, silu saves the residual; relu a bit an element."""
+
+    def forward(self, x):
+        r = self.conv(x)
+        return later(F.silu(self.bn(x) + r), r)
+
+    model = written(forward, conv=nn.Conv2d(4, 4, 1), bn=bn()).double()
+    fused = tritonbn.convert(copy.deepcopy(model), fuse=True)
+    check_same(model, fused, images())
+    assert (True, "silu", 0.01) not in calls

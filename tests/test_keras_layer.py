@@ -1,6 +1,7 @@
 """The Keras layer as a torch module: building, phases, state, copies, and what bad input leaves behind."""
 
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 import tritonbn
 from tritonbn import BatchNormalization, reference
-from tritonbn.keras import load_keras_weights, regularization_loss
+from tritonbn.keras import initializers, load_keras_weights, regularization_loss, regularizers
 
 
 def layer(*args, **kwargs):
@@ -476,3 +477,49 @@ def test_weights_of_modern_keras_that_do_not_fit():
     assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
     with pytest.raises(TypeError, match="got Linear"):
         load_keras_weights(nn.Linear(3, 3), **modern_keras(3))
+
+
+def test_a_layer_is_as_it_was_if_a_hook_refuses_its_first_output():
+    layer = tritonbn.BatchNormalization()
+
+    def refuse(*_):
+        raise KeyError("refused")
+
+    with layer.register_forward_hook(refuse), pytest.raises(KeyError, match="refused"):
+        layer(torch.ones(4, 3))
+    assert layer(torch.rand(2, 4, 3)).shape == (2, 4, 3)
+
+
+def test_a_config_names_what_from_config_finds_by_name():
+    class Mine(regularizers.L1L2Regularizer):
+        pass
+
+    layer = tritonbn.BatchNormalization(gamma_init=initializers.he_normal, gamma_regularizer=regularizers.l2(0.5))
+    config = json.loads(json.dumps(layer.get_config()))
+    assert (config["gamma_init"], config["beta_init"]) == ("he_normal", "zero")
+    assert tritonbn.BatchNormalization.from_config(config).gamma_regularizer.l2 == 0.5
+    own = tritonbn.BatchNormalization(gamma_init=torch.ones, beta_regularizer=Mine(l1=0.5))
+    again = tritonbn.BatchNormalization.from_config(own.get_config())
+    assert again.gamma_init is torch.ones
+    assert again.beta_regularizer is own.beta_regularizer
+
+
+def test_keras_weights_of_a_layer_that_is_built_in_part():
+    """Either all is copied, or nothing is."""
+    arrays = [torch.full((3,), float(value)).numpy() for value in (2, 3, 4, 5)]
+
+    def loaded_in_part():
+        layer = tritonbn.BatchNormalization()
+        layer.load_state_dict({"gamma": torch.zeros(3)}, strict=False)
+        return layer
+
+    layer = loaded_in_part()
+    load_keras_weights(layer, *arrays)
+    for found, array in zip(layer.get_weights(), arrays, strict=True):
+        assert (found == array).all()
+    layer = loaded_in_part()
+    with pytest.raises(ValueError, match=r"expected gamma of shape \(3,\)"):
+        load_keras_weights(layer, *(array[:2] for array in arrays))
+    assert (layer.gamma == 0).all()
+    with pytest.raises(ValueError, match="has had its first input"):
+        load_keras_weights(torch.nn.LazyBatchNorm1d(), *arrays)

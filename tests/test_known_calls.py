@@ -64,15 +64,17 @@ def test_counters_are_told_apart():
         torch.zeros((), dtype=torch.int64),
         torch.zeros(1, dtype=torch.int32),
         torch.zeros(4, dtype=torch.int64)[2:3],
+        torch.zeros((), dtype=torch.float64),  # what module.type(torch.float64) makes of it
     ]
-    bad = [torch.zeros(1), torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64).to_sparse()]
+    several, sparse = torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64).to_sparse()
+    bad = [torch.zeros(1, dtype=torch.bool), several, sparse]
     for _ in range(2):
         for counter in good:
             before = counter.item()
             outcome(num_batches_tracked=counter.to(DEVICE) if DEVICE != "cpu" else counter)
             assert counter.item() == before + 1 or DEVICE != "cpu"
         for counter in bad:
-            with pytest.raises(RuntimeError, match="an integer tensor of one element"):
+            with pytest.raises(RuntimeError, match="a tensor of one real number"):
                 outcome(num_batches_tracked=counter)
 
 

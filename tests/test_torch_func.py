@@ -222,3 +222,29 @@ def test_residual_and_activation(activation):
         lambda f: jvp(f, given, given[::-1]),
     ):
         assert_near(transform(mine), transform(theirs))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_an_ensemble_of_keras_layers_with_one_input(training):
+    """What is normalized stands for one, gamma for several."""
+    layers = [tritonbn.BatchNormalization(input_shape=(3,)).train(training) for _ in range(2)]
+    nn.init.constant_(layers[1].gamma, 2.0)
+    x = random((4, 3), torch.float32)
+    vectors, buffers = stack_module_state(layers)
+    together = vmap(lambda v, b: functional_call(layers[0], (v, b), (x,)))(vectors, buffers)
+    apart = torch.stack([layer(x) for layer in layers])
+    torch.testing.assert_close(together, apart)
+    torch.testing.assert_close(buffers["running_mean"], torch.stack([layer.running_mean for layer in layers]))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64], ids=["never loaded", "loaded in float64"])
+def test_a_keras_layer_whose_first_input_comes_in_a_transform(dtype):
+    layer = tritonbn.BatchNormalization(mode=2)
+    if dtype is not None:
+        layer.load_state_dict(tritonbn.BatchNormalization(input_shape=(3,), dtype=dtype).state_dict())
+    built = tritonbn.BatchNormalization(mode=2, input_shape=(3,))
+    x = random((4, 3), torch.float32)
+    found, expected = (grad(lambda x, each=each: each(x).pow(3).sum())(x) for each in (layer, built))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(layer(x), built(x))
+    assert layer.gamma.dtype == torch.float32

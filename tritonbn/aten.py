@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backends import innermost_transform
 from .launch import statistics_dtype
 
 
@@ -52,14 +53,22 @@ def batch_norm(
     axis: int,
     correction: int,
 ) -> Tensor:
-    """torch.nn.functional.batch_norm, for any axis and for either correction of the running variance."""
+    """torch.nn.functional.batch_norm, for any axis and for either correction of the running variance.
+
+    Of more than three axes, one of them of size 1, torch's backward pass on the CPU misreads a dy that lies otherwise
+    than x: such inputs go to it as (N, C, L).
+    """
     dtypes = {vector.dtype for vector in (running_mean, running_var, weight, bias) if vector is not None}
+    vectors = [running_mean, running_var, weight, bias]
     is_torchs = axis == correction == 1 and not isinstance(momentum, Tensor)
+    is_torchs = is_torchs and all(vector is None or vector.is_contiguous() for vector in vectors)
     if is_torchs and (len(dtypes) == 0 or dtypes in ({x.dtype}, {statistics_dtype(x.dtype)})):
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        misread = x.device.type == "cpu" and x.dim() > 3 and 1 in x.shape and x.is_contiguous()
+        read = x.flatten(2) if misread else x
+        y = F.batch_norm(read, running_mean, running_var, weight, bias, training, momentum, eps)
+        return y.view(x.shape) if misread else y
 
     channels_second = (x.movedim(axis, 1) if x.dim() > 1 else x.unsqueeze(0)).contiguous()
-    vectors = [running_mean, running_var, weight, bias]
     # Copies, since autograd keeps them and a later training call changes the running buffers.
     mean, var, weight, bias = (
         None if v is None else v.to(statistics_dtype(x.dtype), copy=True, memory_format=torch.contiguous_format)
@@ -67,9 +76,10 @@ def batch_norm(
     )
     if training and mean is not None:
         mean, var = torch.zeros_like(mean), torch.zeros_like(var)
-    y = torch.batch_norm(
-        channels_second, weight, bias, mean, var, training, 1.0, eps, torch.backends.cudnn.enabled
-    )  # F.batch_norm would refuse one value a channel
+    read = channels_second.flatten(2) if x.dim() > 3 else channels_second
+    # F.batch_norm would refuse one value a channel.
+    y = torch.batch_norm(read, weight, bias, mean, var, training, 1.0, eps, torch.backends.cudnn.enabled)
+    y = y.view(channels_second.shape)
     if training and running_mean is not None and x.numel() > 0:
         values = x.numel() // x.shape[axis]
         var = torch.zeros_like(var) if values == 1 else var * ((values - 1) / (values - correction))
@@ -78,6 +88,8 @@ def batch_norm(
             for running, batch in ((running_mean, mean), (running_var, var)):
                 running.copy_(running.to(batch.dtype).lerp(batch, share))
     y = y.movedim(1, axis) if x.dim() > 1 else y.squeeze(0)
+    if not torch.compiler.is_compiling() and innermost_transform() is not None:
+        return y.clone()  # x may stand for one where y stands for several
     return torch.empty_like(x).copy_(y)
 
 

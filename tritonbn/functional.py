@@ -66,7 +66,7 @@ def batch_norm(
         activation: None, "relu", "leaky_relu" or "silu". Backward, relu and leaky_relu with a residual need one bit an
             element beside the input; silu keeps the residual.
         negative_slope: of leaky_relu.
-        num_batches_tracked: an integer tensor of one element, counted up in training; needed where momentum is None.
+        num_batches_tracked: a real tensor of one element, counted up in training; needed where momentum is None.
         axis: where the channels are, if not where torch has them; all other axes are reduced, without a copy.
         correction: 1 for the unbiased variance in running_var, as in torch; 0 for the biased one, as in Keras, which
             exists for one value a channel too.
@@ -497,9 +497,9 @@ def check_epilogue(
         if not isinstance(num_batches_tracked, Tensor):
             found = type(num_batches_tracked).__name__
             raise TypeError(f"batch_norm: expected num_batches_tracked to be a Tensor or None, got {found}")
-        if not is_number(num_batches_tracked, INTEGERS):
+        if not is_number(num_batches_tracked, DTYPES + INTEGERS):
             raise RuntimeError(
-                "batch_norm: expected num_batches_tracked to be an integer tensor of one element, "
+                "batch_norm: expected num_batches_tracked to be a tensor of one real number, "
                 f"got {described(num_batches_tracked)}"
             )
     elif momentum is None:

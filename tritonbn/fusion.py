@@ -180,6 +180,8 @@ def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[str]:
         if residual is not None:
             last = sole_user(norm)
         kind, *given = activation_after(last, root)
+        if residual is not None and ACTIVATIONS[kind] == "silu" and is_used_after(residual, last):
+            kind, given = types.NoneType, []  # which saves no residual: what comes later may change it in place
         if kind is not types.NoneType:
             activated = sole_user(last)
         elif residual is None:
@@ -196,6 +198,12 @@ def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[str]:
         names = norm.target, residual and "residual", ACTIVATIONS[kind]
         calls.insert(0, " + ".join(filter(None, names)))
     return calls
+
+
+def is_used_after(value: fx.Node, node: fx.Node) -> bool:
+    """Whether anything behind a node uses this value."""
+    nodes = list(value.graph.nodes)
+    return any(nodes.index(user) > nodes.index(node) for user in value.users)
 
 
 def sole_user(node: fx.Node) -> fx.Node | None:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 WIDEST_ALIGNMENT = 16
 """Elements: more than that alike from row to row, or from plane to plane, gain nothing."""
 
+LARGEST_TILE = 65536
+"""Elements. What the last tile lacks has indices too, so much larger at most than those of what exists."""
+
 FULL_ACCESS = 16
 """Bytes of the widest access."""
 
@@ -225,5 +228,5 @@ def describe(shape: tuple[int, ...], axis: int, *strides: tuple[int, ...]) -> Ge
         strides=per_tensor,
         channels_last=channels_last,
         alignment=math.gcd(WIDEST_ALIGNMENT, fast, *slow, *(step for _, steps in runs for step in steps)),
-        index_bits=64 if max(last, math.prod(shape)) >= 2**31 else 32,
+        index_bits=64 if max(last, math.prod(shape)) > 2**31 - LARGEST_TILE else 32,
     )

@@ -44,6 +44,14 @@ class Device:
         """Triton's name of the maker's toolchain."""
         return "hip" if self.arch.startswith("gfx") else "cuda"
 
+    @property
+    def cooperative(self) -> bool:
+        """Whether all programs of a cooperative launch run, or none.
+
+        HIP submits it like any other launch (ROCm's clr): beside one that waits both might hold what the other lacks.
+        """
+        return self.concurrent and self.backend == "cuda"
+
     def places(self, threads: int, registers: int, shared: int) -> int:
         """How many programs an SM holds at once, of so many threads, registers a thread and bytes of shared memory."""
         warp = self.warp_size * self.register_step * math.ceil(registers / self.register_step)

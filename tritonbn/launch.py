@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +28,11 @@ POINTER_ALIGNMENT = 16
 
 HOOKS = triton.knobs.runtime
 """Where Triton keeps what it calls at every launch, for a profiler."""
+
+_loading = threading.Lock()
+"""Triton says how a kernel is launched before it has loaded it, and lets other threads go on meanwhile."""
+
+os.register_at_fork(after_in_child=_loading._at_fork_reinit)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -234,4 +241,6 @@ class Plan:
         compiled = self.kernel.warmup(*arguments, *self.sizes, grid=grid, **keywords)
         names = [p.name for p in self.kernel.params if p.is_constexpr]
         rest = (*self.sizes, *(keywords[name] for name in names))
-        return compiled, (*grid, 1, 1), compiled.run, (compiled.function, compiled.packed_metadata), rest
+        with _loading:
+            run = compiled.run
+        return compiled, (*grid, 1, 1), run, (compiled.function, compiled.packed_metadata), rest

@@ -10,7 +10,7 @@ from .configs import UNMERGED, Config, Mode, Reading, Strategy, Work
 from .cost import modelled_time, pipelines, places
 from .counters import FRACTION
 from .devices import Device
-from .geometry import FULL_ACCESS, SECTOR, Geometry, power_of_two
+from .geometry import FULL_ACCESS, LARGEST_TILE, SECTOR, Geometry, power_of_two
 from .registers import MOST_REGISTERS, fewest_rereads, most_registers, registers_needed
 
 
@@ -78,9 +78,6 @@ EVERY_LENGTH, LONGER = 16, 2
 
 SECTORS = (1, 2, 4)
 """Widths of channels-last tiles."""
-
-LARGEST_TILE = 65536
-"""Elements."""
 
 SMALL_TILE = 1024
 """Elements that even channels of a few values are put together for."""
@@ -213,7 +210,7 @@ def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Co
         at_once = config.but(at_once=min(slots, programs))
         registers = registers_needed(work, at_once, device)  # more where a program takes chunk after chunk
         per_sm = places(work, config, registers, device) if registers <= MOST_REGISTERS else 0
-        if device.concurrent and chunks <= (slots := device.sm_count * per_sm):
+        if device.cooperative and chunks <= (slots := device.sm_count * per_sm):
             registers = most_registers(config, per_sm, device)
             yield config.but(registers=registers, at_once=min(slots, programs))
 
@@ -223,7 +220,7 @@ def waits_safely(chunks: int, slots: int, per_sm: int, device: Device, share: in
 
     Such a launch holds at most chunks - 1 places without being able to go on (kernels/exchange.py). They may be one in
     `share` of the places that the GPU has, none where it is 0: see counters.py. More chunks, up to one in every place,
-    go into a cooperative launch, which does not start before the GPU can run all of its programs.
+    go into a cooperative launch, which CUDA does not start before the GPU can run all of its programs.
     """
     return device.concurrent and share > 0 and per_sm >= FRACTION and chunks <= slots // share
 

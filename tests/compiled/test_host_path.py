@@ -1,6 +1,9 @@
 """From the call to the driver, by Triton's real path: what is launched, how often, on which grid, with what."""
 
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -274,6 +277,41 @@ def test_a_profiler_is_told_of_every_launch(recorded):
         assert seen() == (runtime.launch_enter_hook, runtime.launch_exit_hook)
         chain.remove(hook)
     assert seen() == (None, None)
+
+
+def test_threads_whose_first_calls_are_the_same(recorded, monkeypatch):
+    """One of them loads the kernel, which takes a while; none is launched before."""
+    driver, loading = triton.runtime.driver.active, threading.Event()
+
+    def load(name, *_):
+        loading.set()
+        time.sleep(0.2)
+        return name, name, 0, 0, 1024
+
+    monkeypatch.setattr(driver.utils, "load_binary", load)
+    given, launcher = [], driver.launcher_cls
+
+    def launcher_cls(source, metadata):
+        launch = launcher(source, metadata)
+
+        def run(*arguments):
+            given.append(arguments[4])
+            launch(*arguments)
+
+        return run
+
+    monkeypatch.setattr(driver, "launcher_cls", launcher_cls)
+
+    def call():
+        with tritonbn.backend("triton"):
+            tritonbn.batch_norm(torch.randn(3, 5, 7, 11), None, None, training=True)
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(call)
+        assert loading.wait(60)
+        for done in (threads.submit(call), first):
+            done.result()
+    assert given == ["resident_forward_kernel"] * 2
 
 
 def test_the_driver_is_restored():

@@ -74,6 +74,21 @@ def test_waves_have_stored_before_others_are_told(architecture):
         assert {re.search(r"s_barrier|store|atomic|branch", after)[0] for after in waits} <= {"s_barrier"}
 
 
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx950", "gfx1100", "sm_75", "sm_90"])
+def test_flags(architecture):
+    """Asked for by one instruction, in a loop: LLVM merged a second one into a loop that AMD's waves never left.
+
+    And raised when what was stored has reached the memory behind all L2s of MI300 and MI350.
+    """
+    for launch in launches(architecture, (32, 64, 56, 56), torch.float16)[:2]:
+        assert launch.arguments["BLOCK_K"] > 1
+        assert launch.code("llir").count("cas.b32" if architecture.startswith("sm") else "cmpxchg ptr") == 1
+        assert "irr.guard" not in launch.code("llir")
+        if architecture.startswith("gfx"):
+            written_back = re.findall(r"ASMSTART\s+buffer_wbl2 sc1\s+s_waitcnt vmcnt\(0\)", launch.code("amdgcn"))
+            assert len(written_back) == (architecture in ("gfx942", "gfx950"))
+
+
 NETWORKS = {
     "ResNet-50, stem": ((32, 64, 112, 112), FIRST, 16),
     "ResNet-50, stage 1": ((32, 256, 56, 56), FIRST, 16),

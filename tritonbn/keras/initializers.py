@@ -91,6 +91,12 @@ BY_NAME: dict[str, Initializer] = {
 }
 
 
+def name_of(identifier: str | Initializer) -> str | Initializer:
+    """The name by which `get` finds an initializer; the callable itself where it is nobody's but the user's."""
+    name = getattr(identifier, "__name__", None)
+    return name if BY_NAME.get(name) is identifier else identifier
+
+
 def get(identifier: str | Initializer) -> Initializer:
     """The initializer of a name, or the callable itself; ValueError for anything else."""
     if callable(identifier):

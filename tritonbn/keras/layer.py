@@ -18,7 +18,7 @@ from ..backends import uses_kernels
 from ..functional import batch_norm, check_batch, check_input, check_sample, sample_norm
 from . import initializers, regularizers
 from .initializers import Initializer
-from .regularizers import Regularizer
+from .regularizers import L1L2Regularizer, Regularizer
 
 MODES = (0, 1, 2)
 VECTORS = ("gamma", "beta", "running_mean", "running_std")
@@ -153,7 +153,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
                 f"got {', '.join([f'{len(args)} by position', *kwargs])}"
             )
         undecided = {n: (type(v), v.data) for n in VECTORS if is_lazy(v := getattr(self, n)) or n in self._kept_wide}
-        weights, kept_wide = self._initial_weights, self._kept_wide
+        weights, kept_wide, rank = self._initial_weights, self._kept_wide, self.rank
         try:
             return super().__call__(*args, **kwargs)
         except BaseException:
@@ -163,7 +163,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             if undecided and not hasattr(self, "_initialize_hook"):
                 self._initialize_hook = self.register_forward_pre_hook(self._infer_parameters, with_kwargs=True)
                 self._load_hook = self._register_load_state_dict_pre_hook(self._lazy_load_hook)
-            self._initial_weights, self._kept_wide = weights, kept_wide
+            self._initial_weights, self._kept_wide, self.rank = weights, kept_wide, rank
             raise
 
     def forward(self, input: Tensor) -> Tensor:
@@ -218,11 +218,12 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             check_sample(input, gamma, beta, self.epsilon)
         else:
             check_batch(input, mean, variance, gamma, beta, True, self.momentum, self.epsilon, self.axis, 0)
-        if self.has_uninitialized_params():
-            self._materialize(channels, input)
-        for name in self._kept_wide:
-            vector = getattr(self, name)
-            vector.data = vector.data.to(self._placement(name, input)[1])
+        with torch._C._DisableFuncTorch():  # the vectors outlive a transform in which the first input comes
+            if self.has_uninitialized_params():
+                self._materialize(channels, input)
+            for name in self._kept_wide:
+                vector = getattr(self, name)
+                vector.data = vector.data.to(self._placement(name, input)[1])
         self._kept_wide = frozenset()
 
     def channels_of(self, shape: Shape) -> int:
@@ -320,7 +321,8 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             raise ValueError(
                 f"BatchNormalization: expected {len(VECTORS)} arrays ({', '.join(VECTORS)}), got {len(weights)}"
             )
-        channels = len(as_vector(weights[0], None, "gamma")) if is_lazy(self.gamma) else self.gamma.numel()
+        known = next((vector for name in VECTORS if not is_lazy(vector := getattr(self, name))), None)
+        channels = len(as_vector(weights[0], None, "gamma")) if known is None else known.numel()
         values = {name: as_vector(array, channels, name) for name, array in zip(VECTORS, weights, strict=True)}
         if self.has_uninitialized_params():
             self._keep_wide(values)
@@ -357,10 +359,10 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
             if self.input_dtype is not None:
                 config["input_dtype"] = self.input_dtype
         config |= {"epsilon": self.epsilon, "mode": self.mode, "axis": self.axis, "momentum": self.momentum}
-        config |= {"gamma_init": self.gamma_init, "beta_init": self.beta_init}
+        config |= {f"{name}_init": initializers.name_of(getattr(self, f"{name}_init")) for name in ("gamma", "beta")}
         for name in ("gamma_regularizer", "beta_regularizer"):
             regularizer = getattr(self, name)
-            config[name] = regularizer.get_config() if hasattr(regularizer, "get_config") else regularizer
+            config[name] = regularizer.get_config() if type(regularizer) is L1L2Regularizer else regularizer
         return config
 
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .layer import VECTORS, BatchNormalization, as_vector
 
@@ -27,11 +27,13 @@ def load_keras_weights(module: nn.Module, gamma: Any, beta: Any, moving_mean: An
 
     Raises:
         TypeError: another module.
-        ValueError: an array of another shape; a gamma, beta or moving statistics for which the module has no vector.
-            The module is then as it was.
+        ValueError: an array of another shape; a gamma, beta or moving statistics for which the module has no vector;
+            a lazy module of torch.nn before its first input. The module is then as it was.
     """
+    if isinstance(module, LazyModuleMixin) and not isinstance(module, BatchNormalization):
+        raise ValueError(f"load_keras_weights: expected a module that has had its first input, got {module}")
     if isinstance(module, BatchNormalization):
-        names, lazy = VECTORS, is_lazy(module.gamma)
+        names, lazy = VECTORS, module.has_uninitialized_params()
         channels = len(as_vector(moving_mean, None, "moving_mean")) if lazy else module.gamma.numel()
     elif isinstance(module, _BatchNorm):
         names, lazy, channels = TORCH_VECTORS, False, module.num_features

@@ -23,7 +23,7 @@ from .view import spread, sum_to_edges
 def interior(x, c, view):
     """The tensor from where the interiors of these channels begin: a pointer for each, and no stride between them."""
     base, stride_c = x.base, x.c
-    if view.EDGES and x.base is not None:
+    if view.EDGES:
         begin = (c * x.c + (view.ALIGN - 1)) // view.ALIGN * view.ALIGN
         base, stride_c = x.base + begin[:, None, None], x.c * 0
     return Strided(base, x.o0, x.o1, x.o2, stride_c, x.i)

@@ -60,6 +60,15 @@ def is_cdna(_semantic=None):
 is_cdna.__triton_builtin__ = True
 
 
+def has_many_l2s(_semantic=None):
+    """Whether it is for one whose chips have L2s of their own: MI300 and MI350."""
+    options = _semantic and _semantic.builder.options
+    return tl.constexpr(bool(is_cdna(_semantic)) and options.arch.startswith(("gfx94", "gfx95")))
+
+
+has_many_l2s.__triton_builtin__ = True
+
+
 @triton.jit
 def everyone_stored():
     """Return when all that the threads of this program stored is seen by whoever sees what one of them releases next.
@@ -112,6 +121,9 @@ def flags_of(block, exchange):
 def release(block, but, exchange):
     """Raise the flags of all chunks of a block `but` one, or NOBODY's: they see all that this program stored or saw."""
     everyone_stored()
+    if has_many_l2s():  # Triton 3.6 to 3.8 forget it where several flags are raised at once
+        write_back: tl.constexpr = "buffer_wbl2 sc1\ns_waitcnt vmcnt(0)"
+        tl.inline_asm_elementwise(write_back, "=v,0", [tl.program_id(0)], tl.int32, is_pure=False, pack=1)
     k = tl.arange(0, exchange.BLOCK_K)
     tl.atomic_or(flags_of(block, exchange) + k, 1, (k < exchange.chunks) & (k != but), sem="release")
 
@@ -120,7 +132,7 @@ def release(block, but, exchange):
 def wait(item, exchange):
     """Return when this chunk's flag is up, and take it down."""
     flag = flags_of(item.block, exchange) + item.chunk
-    raised = tl.atomic_cas(flag, 1, 0, sem="acquire")
+    raised = 0  # one compare-and-swap: LLVM makes of two a loop that AMD's waves do not leave (Triton 3.5 to 3.7)
     while raised == 0:
         raised = tl.atomic_cas(flag, 1, 0, sem="acquire")
 
@@ -134,10 +146,12 @@ def meet(item, last, exchange):
         wait(item, exchange)
 
 
-@triton.jit
-def everyone_merges(exchange, view):
+def everyone_merges(exchange, view, _semantic=None):
     """Whether every resident program merges its block's partial results itself."""
     return tl.constexpr(exchange.BLOCK_K == 1 or view.BLOCK_C * view.BLOCK_C * exchange.BLOCK_K <= EVERYONE_MERGES)
+
+
+everyone_merges.__triton_builtin__ = True
 
 
 @triton.jit

@@ -54,7 +54,9 @@ def normalize(
     block, chunk = block_and_chunk(tl.program_id(0), blocks)
     item = Item(block, chunk.to(view.INDEX), block_channels(block, view.BLOCK_C, view.INDEX))
     first = item.chunk * TILES
-    x_in, y_in, residual_in = interior(x, item.c, view), interior(y, item.c, view), interior(residual, item.c, view)
+    x_in, y_in, residual_in = interior(x, item.c, view), interior(y, item.c, view), residual
+    if residual.base is not None:
+        residual_in = interior(residual, item.c, view)
     held, _ = load_chunk(x_in, first, TILES, item, view)
     edges, _ = load_edges(x, item, chunks, view)
     mean, variance = load_channels(running_mean, item.c, view), load_channels(running_var, item.c, view)

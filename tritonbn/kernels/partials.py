@@ -10,10 +10,12 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
-def spans_of(exchange):
+def spans_of(exchange, _semantic=None):
     """How many spans a block has room for; 0 if its chunks are merged at once."""
     return tl.constexpr(exchange.BLOCK_K // exchange.SPAN if exchange.SPAN < exchange.BLOCK_K else 0)
+
+
+spans_of.__triton_builtin__ = True  # known while the kernel is compiled, which Triton 3.6 does not let @jit return
 
 
 @triton.jit

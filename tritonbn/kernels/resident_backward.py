@@ -75,7 +75,11 @@ def resident_backward(
         mean, invstd = load_statistics(statistics, c, view)
         affine = affine_of(mean, invstd, weight, bias, c, view)
         x_in, dy_in, dx_in = interior(x, c, view), interior(dy, c, view), interior(dx, c, view)
-        residual_in, dresidual_in = interior(residual, c, view), interior(dresidual, c, view)
+        residual_in, dresidual_in = residual, dresidual
+        if residual.base is not None:
+            residual_in = interior(residual, c, view)
+        if dresidual.base is not None:
+            dresidual_in = interior(dresidual, c, view)
         held_dy, held_x, clues, masks = load_gradients(
             dy_in, x_in, residual_in, epilogue, first, holding.TILES, item, view, holding
         )

@@ -79,7 +79,9 @@ def resident_forward(x, y, residual, weight, bias, statistics, eps, running, epi
         mean, invstd = channel_statistics(centre, offset, M2, count, statistics, eps, running, item, exchange, view)
         held = packed(held, holding.HOLD)
         first = anew(first, holding.HOLD if view.CHANNELS_LAST or view.RUN or holding.TOGETHER else None)
-        y_in, residual_in = interior(y, c, view), interior(residual, c, view)
+        y_in, residual_in = interior(y, c, view), residual
+        if residual.base is not None:
+            residual_in = interior(residual, c, view)
         affine = Affine(mean, factor * invstd, shift)
         if holding.TOGETHER:
             for part in tl.range(0, parts, num_stages=holding.STAGES):  # the last first, which the L2 still has

@@ -84,7 +84,8 @@ def moments_about(sum_deviation, sum_squares, count, x, holding, view):
 def centred_moments(sum_deviation, sum_squares, count):
     """Mean minus centre, and M2, from the sums of (value - centre) and of its square."""
     offset = sum_deviation / count
-    M2 = sum_squares - tl.where(sum_squares < float("inf"), offset * offset * count, 0.0)  # inf stays inf
+    lost = tl.where(sum_squares < float("inf"), offset * offset * count, offset - offset)  # NaN if a value is infinite
+    M2 = sum_squares - lost
     return offset, tl.where(M2 < 0, 0.0, M2)
 
 
