@@ -19,6 +19,7 @@ test: $(VENV)/installed lint
 gpu: $(VENV)/installed
 	@$(VENV)/bin/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'make gpu: torch sees no GPU; \
 	after adding one, or for another build of torch: make clean, then make gpu TORCH=...')"
+	$(VENV)/bin/tritonbn info
 	failed=0; \
 	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 4 --dist worksteal || failed=1; \
 	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest --benchmark-disable benchmarks -k odd || failed=1; \

@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Call = Callable[[], Any]
 
 
 def saved_bytes(call: Call, known: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of a call, the tensors that it was given not counted."""
+    """Bytes that autograd keeps for the backward pass of a call, but its result and the tensors that it was given.
+
+    The next layer keeps the result anyway.
+    """
     given = {tensor.untyped_storage().data_ptr() for tensor in known}
     kept: dict[int, int] = {}
 
@@ -23,8 +27,13 @@ def saved_bytes(call: Call, known: Iterable[Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        call()
-    return sum(kept.values())
+        result = call()
+    return sum(size for pointer, size in kept.items() if pointer not in pointers_of(result))
+
+
+def pointers_of(result: Any) -> set[int]:
+    """Where the tensors of a result begin."""
+    return {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:

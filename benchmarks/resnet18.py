@@ -62,9 +62,11 @@ def images(device: torch.device, steps: int, batch: int, size: int) -> Iterator[
 def compare(
     device: torch.device, steps: int, progress: Progress, batch: int = 128, size: int = 128, widths: tuple = WIDTHS
 ) -> Comparison:
-    """Train both for so many steps under autocast; tritonbn's with its sums and relus fused."""
+    """Train both for so many steps under autocast: tritonbn's with its sums and relus fused, torch's as written."""
     torch.manual_seed(0)
-    comparison = Comparison(f"ResNet-18-like, {batch}x3x{size}x{size}, bfloat16, channels_last", batch)
+    comparison = Comparison(
+        f"ResNet-18-like, {batch}x3x{size}x{size}, bfloat16, channels_last; tritonbn fused, torch not", batch
+    )
     train(
         comparison,
         network(widths).to(device, memory_format=torch.channels_last),

@@ -19,24 +19,25 @@ def geometric_mean(values: pd.Series) -> float:
     return float(np.exp(np.log(values).mean()))
 
 
-COLUMNS = ["peer", "cases", "speed_up", "slower_in", "worst", "worst_case", "alone"]
+COLUMNS = ["peer", "kind", "cases", "speed_up", "slower_in", "worst", "worst_case", "alone"]
 
 
 def speed_ups(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many times as long as ours each provider takes, over the cases that both have run.
+    """How many times as long as ours each provider takes, pass by pass, over the cases that both have run.
 
     `alone` counts the cases that it has run and ours has not.
     """
     times = wide(frame.dropna(subset=["cold_p50"]))
     rows = []
     for peer in times.columns if OURS in times else ():
-        ratio = (times[peer] / times[OURS]).dropna()
-        if peer == OURS or ratio.empty:
-            continue
-        worst_case = ", ".join(map(str, ratio.idxmin()))
-        alone = int((times[peer].notna() & times[OURS].isna()).sum())
-        numbers = len(ratio), geometric_mean(ratio), int((ratio < 1).sum()), float(ratio.min())
-        rows.append((peer, *numbers, worst_case, alone))
+        for kind, of_kind in times.groupby(level="kind", sort=False):
+            ratio = (of_kind[peer] / of_kind[OURS]).dropna()
+            if peer == OURS or ratio.empty:
+                continue
+            worst_case = ", ".join(map(str, ratio.idxmin()))
+            alone = int((of_kind[peer].notna() & of_kind[OURS].isna()).sum())
+            numbers = len(ratio), geometric_mean(ratio), int((ratio < 1).sum()), float(ratio.min())
+            rows.append((peer, kind, *numbers, worst_case, alone))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -74,11 +74,11 @@ def show_measured(report: Report, console: Console) -> None:
     if report.copy_bandwidth:
         console.print(f"\na plain copy: {report.copy_bandwidth / 1e9:.0f} GB/s, measured on {report.measured_on}")
     numbers = ["cases", "mean", "faster than ours in", "worst", "ours has none"]
-    summary = table("how many times as long as tritonbn", ["peer"], numbers)
+    summary = table("how many times as long as tritonbn", ["peer", "what"], numbers)
     summary.add_column("worst case", overflow="fold")
     for line in speed_ups(flat).itertuples():
         cells = line.cases, f"{line.speed_up:.2f}x", line.slower_in, f"{line.worst:.2f}x", line.alone
-        summary.add_row(line.peer, *map(str, cells), escape(line.worst_case))
+        summary.add_row(line.peer, line.kind, *map(str, cells), escape(line.worst_case))
     print_whole(summary, console)
     numbers = ["cases", "mean", "least", "most", "ours there"]
     parts = table("of the copy's bandwidth, least bytes counted", ["who"], numbers)

@@ -101,7 +101,6 @@ def test_only_plain_functions_are_decorated():
         tritonbn.backend("aten")(coroutine)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in jvp
 def test_forward_mode_and_transforms_are_left_to_aten(used):
     x, tangent = random((4, 3)), random((4, 3), seed=1)
     normalize = partial(tritonbn.batch_norm, running_mean=None, running_var=None, training=True)

@@ -626,8 +626,9 @@ def test_what_is_no_export_is_not_imported(text, capsys, tmp_path, cache):
     assert not list(cache.glob("*.json"))
 
 
-def test_an_export_that_cannot_be_written(capsys, tmp_path):
-    assert cli.main(["cache", "export", str(tmp_path / "nowhere" / "file")]) == FAILED
+@pytest.mark.parametrize("path", ["nowhere/file", ".", "/dev/null"])
+def test_an_export_that_cannot_be_written(capsys, tmp_path, path):
+    assert cli.main(["cache", "export", str(tmp_path / path)]) == FAILED
     assert "cannot write" in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from support import DEVICE, forget, lose_the_gpu
 
 import tritonbn
-from tritonbn import failures, functional, launch, problems, selection, sweep, timed, timings
+from tritonbn import devices, failures, functional, launch, problems, selection, sweep, timed, timings
 from tritonbn.failures import DeviceLostError
 from tritonbn.problems import Problem, Task
 
@@ -120,6 +121,21 @@ def test_every_config_is_timed_and_kept_at_once(cache, mode):
     assert sweep.pending(task) == []
 
 
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+def test_no_strategy_is_left_out(mode):
+    """Even where the model finds dozens of one before the first of another."""
+    with devices.assume("H100"):
+        task = Task(Problem((32, 64, 112, 112), mode), PLACE)
+    configs = list(task.configs.values())
+    found = sweep.pending(task, top=32)
+    count = Counter(config.strategy for config in found)
+    assert len({config.strategy for config in configs[:32]}) == 1
+    assert min(count["resident"], count["dataflow"], count["split"]) >= 5
+    assert len(found) == 32
+    assert found == [config for config in configs if config in found]
+    assert found[:16] == configs[:16]
+
+
 def test_only_the_best_and_only_what_is_not_known():
     task = Task(Problem(SHAPE), PLACE)
     configs = list(task.configs.values())
@@ -127,6 +143,7 @@ def test_only_the_best_and_only_what_is_not_known():
     list(sweep.run(task, configs[1:2], Bench()))
     assert sweep.pending(task, top=3) == [configs[0], configs[2]]
     assert sweep.pending(task, top=3, again=True) == configs[:3]
+    assert sweep.pending(task, top=len(configs) + 1, again=True) == configs
     assert sweep.pending(Task(Problem((2, 4, 3, 4)), PLACE), top=3), "another geometry is timed by itself"
 
 

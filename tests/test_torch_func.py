@@ -13,10 +13,7 @@ from twins import assert_near, twins
 
 import tritonbn
 
-pytestmark = pytest.mark.filterwarnings(  # torch's own, in forward mode and in linearize
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
-    "ignore:Attempted to insert a get_attr Node:UserWarning",
-)
+pytestmark = pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # torch's linearize
 
 SHAPE = (4, 2, 1, 3)
 

@@ -180,7 +180,7 @@ def test_make_fx_records_operations():
         assert_near(graph(inputs(1)), module(inputs(1)))
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit")
 def test_a_traced_module_is_torchs():
     """torch.jit.trace, and what exports by it, gets torch's own operation, for inputs of any size."""
     module = twins(lambda: nn.BatchNorm2d(2))[0].eval()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from . import store
 from .failures import is_out_of_memory, require_device
 from .problems import Task
 from .timed import Benchmark, Trial, benchmark, describe_failure, first, one_at_a_time
-from .timings import Run, Timing, choice_in, key_of, timing
+from .timings import Choice, Run, Timing, choice_in, key_of, timing
 
 QUANTILES = (0.5, 0.2, 0.8)
 
@@ -24,10 +25,24 @@ def recorded(task: Task) -> Run:
 
 
 def pending(task: Task, top: int | None = None, again: bool = False) -> list[Any]:
-    """The configs to time, the model's best first: the first `top`, without those that are recorded unless `again`."""
-    first = list(task.configs.items())[:top]
+    """The configs to time, the model's best first: the `top` foremost, but those that are recorded unless `again`."""
     known = set() if again else {choice_in(timing) for timing in recorded(task).timings}
-    return [config for made_from, config in first if made_from not in known]
+    return [config for made_from, config in foremost(task.configs, top).items() if made_from not in known]
+
+
+def foremost(configs: dict[Choice, Any], top: int | None) -> dict[Choice, Any]:
+    """So many of the model's best: half of them, shared evenly, are the best of each strategy; None is all of them.
+
+    The model may be wrong about a strategy as a whole.
+    """
+    strategies: dict[str, list[Choice]] = {}
+    for made_from, config in configs.items():
+        strategies.setdefault(config.strategy, []).append(made_from)
+    top = len(configs) if top is None else top
+    chosen = {made_from for each in strategies.values() for made_from in each[: top // (2 * len(strategies))]}
+    others = (made_from for made_from in configs if made_from not in chosen)
+    chosen.update(itertools.islice(others, top - len(chosen)))
+    return {made_from: config for made_from, config in configs.items() if made_from in chosen}
 
 
 def run(task: Task, configs: Iterable[Any], do_bench: Benchmark | None = None) -> Iterator[Timing]:

@@ -12,7 +12,7 @@ from . import cache, exits, info, inspect, tune
 
 EPILOG = f"""\
 examples:
-  tritonbn tune --suite resnet50            time every config of every layer on this GPU, and keep the timings
+  tritonbn tune --suite resnet50            time the foremost configs of every layer on this GPU, and keep that
   tritonbn tune --model-only --target h100  what should be fast on an H100, without having one
   tritonbn inspect --shape 32,256,56,56     registers, spills, occupancy, access widths, compiled without a GPU
   tritonbn info                             versions, GPU, backend, caches

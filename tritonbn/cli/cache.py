@@ -113,6 +113,8 @@ def is_finite(value: float | None) -> bool:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write one file."""
+    if arguments.file.exists() and not arguments.file.is_file():  # which would be replaced by one
+        raise ExitError(FAILED, f"cannot write {arguments.file}: expected no file or a regular one")
     try:
         count = store.current().export(arguments.file)
     except OSError as error:
