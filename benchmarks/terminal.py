@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import groupby
 from math import inf
 
@@ -57,10 +57,11 @@ def show(report: Report, console: Console) -> None:
 
 def show_measured(report: Report, console: Console) -> None:
     """Every case, then the summary."""
-    by_case = [list(rows) for _, rows in groupby(report.rows, key=lambda row: row.key)]
-    providers = list(dict.fromkeys(row.provider for row in report.rows))
-    print_whole(measured_table(by_case, providers), console)
-    for note in notes(report.rows):
+    timed = dict.fromkeys(row.provider for row in report.rows if row.cold is not None)
+    rows = [row for row in report.rows if row.provider in timed]
+    by_case = [list(of_case) for _, of_case in groupby(rows, key=lambda row: row.key)]
+    print_whole(measured_table(by_case, list(timed)), console)
+    for note in (*notes(rows), *untimed(report.rows, timed)):
         console.print(note, soft_wrap=True, markup=False)
     for row in report.rows:
         if row.not_captured:
@@ -114,6 +115,15 @@ def notes(rows: Iterable[Row]) -> list[str]:
     """What the numbers in brackets mean, in the order of the table."""
     reasons = dict.fromkeys(row.why for row in rows if row.cold is None)
     return [f"[{number}] {why}" for number, why in enumerate(reasons, 1)]
+
+
+def untimed(rows: Iterable[Row], timed: Container[str]) -> list[str]:
+    """Who has no time at all, and so no column, and why."""
+    reasons: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.provider not in timed:
+            reasons.setdefault(row.provider, {})[row.why] = None
+    return [f"{provider}: {', '.join(whys)}" for provider, whys in reasons.items()]
 
 
 def show_checked(rows: Sequence[Row], console: Console) -> None:

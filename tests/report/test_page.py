@@ -214,10 +214,14 @@ def printed(show, *arguments):
 
 
 def test_the_terminal_shows_all_of_it():
-    text = printed(terminal.show, made())
+    report = made()
+    report.rows[4] = row(report.rows[4].key, report.rows[4].provider, None, "broken")
+    text = printed(terminal.show, report)
     assert all(k.layer in text for k in KEYS)
-    assert re.search(r"10\.0 +20\.0 2\.00x +\[1\]", text)
-    assert "[1] not <installed>" in text
+    assert re.search(r"10\.0 +20\.0 2\.00x", text)
+    assert "[1] broken" in text
+    assert "apex: not <installed>" in text
+    assert text.count("apex") == 1, "no column of nothing"
     assert re.search(r"torch, cuDNN +batch_norm forward +4 +2\.00x +0 +2\.00x +0 +resnet50", text)
     assert "a plain copy: 1 GB/s" in text
     assert "greatest difference of the losses over 2 steps: 2.50e-01" in text
