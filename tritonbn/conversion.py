@@ -81,7 +81,8 @@ def convert(
     What a forward does or reads by way of Python modules other than these, of functions that are not written in Python,
     or of an argument's mutable default, is not seen: it is done while convert runs, and then left as it was. Call it
     again after changing that, or the value of a global constant; graphs of torch.compile, in which each fused call is
-    one operator, keep it as it was too.
+    one operator, keep it as it was too. A fused activation keeps the batch norm's bias for its derivative, silu the
+    residual too, where the code keeps a sum: who changes those in place before the backward pass gets torch's error.
 
     ValueError for an unknown activation, before anything is changed.
     """
