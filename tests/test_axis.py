@@ -64,6 +64,15 @@ def test_a_gradient_that_lies_otherwise_by_aten(training):
     torch.testing.assert_close(*(torch.autograd.grad(each, x, dy)[0] for each in (y, truth)), **EXACT)
 
 
+def test_no_buffer_changes_if_one_cannot_by_aten():
+    mean = torch.zeros(4, device=DEVICE)
+    with torch.inference_mode():
+        var = torch.ones(4, device=DEVICE)
+    with tritonbn.backend("aten"), pytest.raises(RuntimeError, match="no running buffer of inference mode"):
+        tritonbn.batch_norm(random((2, 3, 4)), mean, var, training=True, axis=2)
+    assert (mean == 0).all()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_without_a_copy(layout, monkeypatch):
     x = LAYOUTS[layout]((2, 3, 4, 5), torch.float64)

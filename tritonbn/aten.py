@@ -84,6 +84,7 @@ def batch_norm(
         values = x.numel() // x.shape[axis]
         var = torch.zeros_like(var) if values == 1 else var * ((values - 1) / (values - correction))
         share = momentum.reshape(()).to(var.dtype) if isinstance(momentum, Tensor) else momentum
+        check_writable(running_mean, running_var)
         with torch.no_grad():
             for running, batch in ((running_mean, mean), (running_var, var)):
                 running.copy_(running.to(batch.dtype).lerp(batch, share))
@@ -91,6 +92,14 @@ def batch_norm(
     if not torch.compiler.is_compiling() and innermost_transform() is not None:
         return y.clone()  # x may stand for one where y stands for several
     return torch.empty_like(x).copy_(y)
+
+
+def check_writable(*vectors: Tensor) -> None:
+    """Raise what torch would for a tensor of inference mode, before another one has changed."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return
+    if any(vector.is_inference() for vector in vectors):
+        raise RuntimeError("batch_norm: expected no running buffer of inference mode outside of it")
 
 
 def sample_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
