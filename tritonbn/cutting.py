@@ -173,7 +173,7 @@ def cut_plan(
     exchanges = work.mode not in UNMERGED and not (resident and chunks == 1)
     merged = merging(config, geometry, case.device)
     if "BLOCK_K" in kernel.arg_names:
-        keywords |= zip(Merging.CONSTEXPRS, merged, strict=True)
+        keywords = keywords | dict(zip(Merging.CONSTEXPRS, merged, strict=True))
     numbers = blocks * config.block_c * (max(merged.chunks, 2) + merged.spans)  # kernels/partials.py
     numbers *= RESULTS.get(work.mode, 0)
     counted = SPACING.value * (2 + blocks + blocks * merged.spans) + blocks * merged.chunks  # kernels/exchange.py

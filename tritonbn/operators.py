@@ -174,20 +174,11 @@ def fake_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty((2, x.shape[axis]), dtype=statistics_dtype(x.dtype))
 
 
-def fake_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    statistics: Tensor,
-    training: bool,
-    bias_dtype: torch.dtype | None,
-    wanted: Sequence[bool],
-    *how: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fake_backward(dy: Tensor, x: Tensor, weight: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What backward returns, without contents."""
-    return room_for_gradients(x, weight, bias_dtype, wanted, How(*how).axis)
+    how = How.last_of(others)
+    *_, bias_dtype, wanted = others[: -len(how)]
+    return room_for_gradients(x, weight, bias_dtype, wanted, how.axis)
 
 
 class Differentiable(torch.autograd.Function):

@@ -25,6 +25,7 @@ from .operators import (
     Differentiable,
     How,
     arguments,
+    fake_backward,
     fake_forward,
     like,
     register,
@@ -181,20 +182,11 @@ def fake_normalize(*given: Any) -> tuple[Tensor, Tensor]:
     return fake_forward(*given)
 
 
-def fake_sums(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    statistics: Tensor,
-    bias_dtype: torch.dtype | None,
-    wanted: Sequence[bool],
-    *how: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fake_sums(dy: Tensor, x: Tensor, weight: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What sums returns, without contents."""
-    axis = parted(how)[0].axis
-    _, *found = room_for_gradients(x, weight, bias_dtype, wanted, axis)
+    *others, _ = others
+    _, *found = fake_backward(dy, x, weight, *others)
+    axis = How.last_of(others).axis
     return x.new_empty(2 * x.shape[axis] + 1, dtype=statistics_dtype(x.dtype)), *found
 
 
