@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import triton.language as tl
+from quick_operators import quicken
 from triton.language import core
 from triton.runtime import interpreter
 
@@ -38,17 +39,30 @@ def launch(executor: Any, *arguments: Any, **keywords: Any) -> None:
 
 def patch(function: Callable[..., Any]) -> Any:
     """What the interpreter does before it calls a function, unless this launch has done it."""
-    function = inspect.unwrap(function)
     if languages(function) <= patched:
         return None
     patched.update(languages(function))
-    return patch_language(function)
+    scope = patch_language(inspect.unwrap(function))
+    quicken(lambda name, operator: scope.set_attr(core.tensor, name, operator))
+    return scope
 
 
 @functools.cache
 def languages(function: Callable[..., Any]) -> frozenset[Any]:
     """The modules by which a kernel's function speaks Triton."""
-    return frozenset(value for value in function.__globals__.values() if value is tl or value is tl.core)
+    known = inspect.unwrap(function).__globals__.values()
+    return frozenset(value for value in known if value is tl or value is tl.core)
+
+
+def patch_builtin(of: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+    """Put one function of the language that knows it is interpreted in the place of its own."""
+    function = getattr(member, "__wrapped__", member)
+
+    def interpreted(*arguments: Any, **keywords: Any) -> Any:
+        keywords["_semantic"] = semantic
+        return function(*arguments, **keywords)
+
+    scope.set_attr(of, name, interpreted)
 
 
 def check_overflow(lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
@@ -65,7 +79,7 @@ def check_overflow(lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
 
 def begin_block_type(made: Any, element_ty: Any, shape: Any) -> None:
     """The __init__ of a block's type, of a shape that others may share."""
-    lengths = tuple(core._unwrap_if_constexpr(length) for length in shape)
+    lengths = tuple([length.value if type(length) is core.constexpr else length for length in shape])
     if not lengths:
         raise TypeError("0d block_type is forbidden")
     made.element_ty, (made.shape, made.numel, name) = element_ty, checked(*lengths)
@@ -105,6 +119,7 @@ def install() -> None:
     """For all launches of this process."""
     interpreter.GridExecutor.__call__ = launch
     interpreter._patch_lang = patch
+    interpreter._patch_attr = patch_builtin
     interpreter._get_np_dtype = dtype_in_numpy
     core.block_type.__init__, core.tensor.__init__ = begin_block_type, begin_tensor
     semantic.binary_op_sanitize_overflow_impl = check_overflow
