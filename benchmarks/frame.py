@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pandas as pd
 
 from .report import Report
-from .rows import Row
+from .rows import COPY, Row
 from .timing import Times
 
 CASE = ["suite", "layer", "shape", "dtype", "layout", "kind"]
@@ -27,13 +27,13 @@ def frame(report: Report) -> pd.DataFrame:
     """A line for each case and provider; what is not known is empty."""
     columns = [*CASE, "provider", "why", *(f"{kind}_{part}" for kind in TIMES for part in ("p20", "p50", "p80"))]
     columns += ["least_bytes", "elements", "gbps", "of_copy", "peak_bytes", "saved_bytes", "kernels", "not_captured"]
-    found = pd.DataFrame([flat(row, report.copy_bandwidth) for row in report.rows], columns=columns)
+    copies = {row.key: row.cold for row in report.rows if row.provider == COPY}
+    found = pd.DataFrame([flat(row, copies.get(row.key)) for row in report.rows], columns=columns)
     return found.assign(**{name: report.environment.get(key) for key, name in ENVIRONMENT.items()})
 
 
-def flat(row: Row, copy_bandwidth: float | None) -> dict[str, object]:
-    """One line."""
-    bandwidth = row.bandwidth
+def flat(row: Row, copy: Times | None) -> dict[str, object]:
+    """One line; `copy` is what a plain copy of as many bytes took."""
     found = {**asdict(row.key), "shape": row.key.size, "provider": row.provider, "why": row.why}
     for kind in TIMES:
         times = getattr(row, kind) or Times(math.nan, math.nan, math.nan)
@@ -41,8 +41,8 @@ def flat(row: Row, copy_bandwidth: float | None) -> dict[str, object]:
     return found | {
         "least_bytes": row.least_bytes,
         "elements": row.elements,
-        "gbps": bandwidth and bandwidth / 1e9,
-        "of_copy": bandwidth and copy_bandwidth and bandwidth / copy_bandwidth,
+        "gbps": row.bandwidth and row.bandwidth / 1e9,
+        "of_copy": copy.p50 / row.cold.p50 if copy and row.bandwidth else None,
         "peak_bytes": row.peak_bytes,
         "saved_bytes": row.saved_bytes,
         "kernels": " | ".join(row.kernels),

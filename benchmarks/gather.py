@@ -25,7 +25,7 @@ from .compiled import compile_cases
 from .measure import measure
 from .modelled import model_cases
 from .report import Report
-from .rows import NO_GPU, OURS, Key, Row
+from .rows import COPY, NO_GPU, OURS, Key, Row
 from .timing import Told, copy_bandwidth
 from .training import Comparison
 from .worker import Worker
@@ -157,7 +157,7 @@ def measure_all(asked: Asked, report: Report, device: torch.device, worker: Work
             for _ in progress.track(inspection.compile_ahead(ahead), total=len(ahead), description="compiling"):
                 pass
     kept = time.monotonic()
-    with Board(asked.console, asked.names, len(asked.cases)) as board:
+    with Board(asked.console, [*asked.names, COPY], len(asked.cases)) as board:
         for case in asked.cases:
             rows = measured(worker, device, case, asked.names)
             report.rows += rows
@@ -174,7 +174,7 @@ def bandwidth_elsewhere(device: torch.device, names: Sequence[str], told: Told) 
 
 
 def measured(worker: Worker, device: torch.device, case: Case, names: Sequence[str]) -> list[Row]:
-    """A row for each provider, those included that hung or ended their process."""
+    """A row for each provider, those included that hung or ended their process, and for a plain copy that was timed."""
     try:
         rows, blamed = worker.run(measure, (device, case), names)
     except RuntimeError as error:
@@ -182,7 +182,7 @@ def measured(worker: Worker, device: torch.device, case: Case, names: Sequence[s
     found = {row.provider: row for row in rows or ()}
     for name, why in blamed.items():
         found[name] = empty(case, name, why)
-    return [found[name] for name in names]
+    return [found[name] for name in (*names, COPY) if name in found]
 
 
 def empty(case: Case, name: str, why: str) -> Row:

@@ -19,8 +19,8 @@ from . import memory, values, witness
 from .cases import Case
 from .inputs import Inputs, make
 from .providers import PROVIDERS, Provider, UnfitError
-from .rows import OURS, Key, Row
-from .timing import Call, CallError, Stopwatch, Times, Told, captured, leave_default_stream
+from .rows import COPY, OURS, Key, Row
+from .timing import Call, CallError, Stopwatch, Times, Told, captured, copying, leave_default_stream
 from .worker import Last, LostError
 
 SMALL_BYTES = 2**25
@@ -67,7 +67,7 @@ class Contender:
 
 
 def measure(device: torch.device, case: Case, names: Sequence[str], told: Told) -> list[Row]:
-    """A row for each of the providers; `told` hears which one is next.
+    """A row for each of the providers, and on a GPU for a plain copy; `told` hears which one is next.
 
     LostError where the device does nothing more after a provider; Last where it had better do nothing more.
     """
@@ -93,8 +93,10 @@ def measure(device: torch.device, case: Case, names: Sequence[str], told: Told) 
     if device.type != "cpu":
         for name in list(fit):
             attempt(name, prepare, calls, name, fit[name])
+        rows[COPY] = Row(Key.of(case), COPY, case.least_bytes, case.elements)
+        attempt(COPY, lambda: calls.update({COPY: copying(case.least_bytes, device)}))
         spoilt = time_all(rows, fit, calls, inputs, device, told)
-        for name in list(calls):
+        for name in [name for name in fit if name in calls]:
             attempt(name, check_again, rows[name], fit[name], calls[name], inputs)
         if spoilt:
             raise Last(list(rows.values()))
@@ -179,7 +181,8 @@ def time_all(
         return False
     graphs: dict[str, Call] = {}
     spoilt = False
-    for name in sorted(calls, key=lambda name: name.startswith(OURS)):  # the most proven first
+    fitting = (name for name in fit if name in calls)
+    for name in sorted(fitting, key=lambda name: name.startswith(OURS)):  # the most proven first
         told(name)
         try:
             graphs[name] = checked_graph(rows[name], fit[name], calls[name], inputs, device)

@@ -14,7 +14,7 @@ from . import plots
 from .frame import frame
 from .modelled import Modelled
 from .report import Report
-from .rows import NO_GPU, OURS, Key
+from .rows import COPY, NO_GPU, OURS, Key
 from .summary import of_floor, speed_ups
 from .terminal import WITHOUT_GPU
 
@@ -43,6 +43,7 @@ def render(report: Report) -> str:
         no_gpu=NO_GPU,
         without_gpu=WITHOUT_GPU,
         ours=OURS,
+        copy=COPY,
         pictures=[(title, picture(figure)) for title, figure in pictures(report)],
         speed_ups=list(speed_ups(flat).itertuples()) if report.measured_on else [],
         of_floor=list(of_floor(flat).itertuples()) if report.measured_on else [],

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMe
 from tritonbn.configs import Strategy
 
 from .report import Report
-from .rows import OURS
+from .rows import COPY, OURS
 from .summary import wide
 from .training import Comparison
 
@@ -89,7 +89,7 @@ def roofline(flat: pd.DataFrame, copy_bandwidth: float) -> Figure:
             left.scatter(rows.least_bytes / 2**20, rows.cold_p50, **look)
             right.scatter(rows.least_bytes / 2**20, rows.cold_p50 * 1e-6 * copy_bandwidth / rows.elements, **look)
         ends = np.array([part.least_bytes.min(), part.least_bytes.max()])
-        left.plot(ends / 2**20, ends / copy_bandwidth * 1e6, **LINE, label="a copy's time")
+        left.plot(ends / 2**20, ends / copy_bandwidth * 1e6, **LINE, label="at the speed of a copy of 1 GiB")
         right.set_ylim(3, MOST_WORTH)
         right.axhline(6 if name == "backward" else 4, **LINE, linestyle="--", label="floor")
         left.set(title=name, xscale="log", yscale="log", xlabel="least bytes, MiB", ylabel="microseconds")
@@ -102,7 +102,7 @@ def roofline(flat: pd.DataFrame, copy_bandwidth: float) -> Figure:
 
 def speed_up(flat: pd.DataFrame) -> Figure:
     """For each input how many times as long as ours others take, both layouts; the worst ones if there are too many."""
-    times = wide(flat[flat.cold_p50.notna() & flat.provider.map(is_drawn)])
+    times = wide(flat[flat.cold_p50.notna() & flat.provider.map(is_drawn) & flat.provider.ne(COPY)])
     ratio = times.div(times[OURS], axis=0).drop(columns=OURS) if OURS in times else times.iloc[:, :0]
     looks = styles(filter(is_drawn, flat.provider.unique()))
     layouts = ["channels_first", "channels_last"]

@@ -10,6 +10,9 @@ from .timing import Times
 OURS = "tritonbn"
 """The provider that others are compared with, and how the names of its variants begin."""
 
+COPY = "a plain copy"
+"""Its row is no provider's: it moves as many bytes as the case has to, half of them read, half written."""
+
 NO_GPU = "no GPU here"
 """Why nobody has a time there."""
 

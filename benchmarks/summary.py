@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .frame import CASE
-from .rows import OURS
+from .rows import COPY, OURS
 
 
 def wide(frame: pd.DataFrame, column: str = "cold_p50") -> pd.DataFrame:
@@ -27,7 +27,7 @@ def speed_ups(frame: pd.DataFrame) -> pd.DataFrame:
 
     `alone` counts the cases that it has run and ours has not.
     """
-    times = wide(frame.dropna(subset=["cold_p50"]))
+    times = wide(frame[frame.cold_p50.notna() & frame.provider.ne(COPY)])
     rows = []
     for peer in times.columns if OURS in times else ():
         for kind, of_kind in times.groupby(level="kind", sort=False):
@@ -42,8 +42,8 @@ def speed_ups(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_floor(frame: pd.DataFrame) -> pd.DataFrame:
-    """What part of the copy's bandwidth each provider reaches, and ours in the same cases; geometric means."""
-    parts = wide(frame.dropna(subset=["of_copy"]), "of_copy")
+    """What part of a copy's speed each provider reaches, and ours in the same cases; geometric means."""
+    parts = wide(frame[frame.of_copy.notna() & frame.provider.ne(COPY)], "of_copy")
     rows = []
     for name in parts:
         known = parts[name].dropna()

@@ -73,7 +73,9 @@ def show_measured(report: Report, console: Console) -> None:
         console.print(f"of {unseen} times nobody knows whose they are: the profiler saw no kernel")
     flat = frame(report)
     if report.copy_bandwidth:
-        console.print(f"\na plain copy: {report.copy_bandwidth / 1e9:.0f} GB/s, measured on {report.measured_on}")
+        console.print(
+            f"\na plain copy of 1 GiB: {report.copy_bandwidth / 1e9:.0f} GB/s, measured on {report.measured_on}"
+        )
     numbers = ["cases", "mean", "faster than ours in", "worst", "ours has none"]
     summary = table("how many times as long as tritonbn", ["peer", "what"], numbers)
     summary.add_column("worst case", overflow="fold")
@@ -82,7 +84,7 @@ def show_measured(report: Report, console: Console) -> None:
         summary.add_row(line.peer, line.kind, *map(str, cells), escape(line.worst_case))
     print_whole(summary, console)
     numbers = ["cases", "mean", "least", "most", "ours there"]
-    parts = table("of the copy's bandwidth, least bytes counted", ["who"], numbers)
+    parts = table("of the speed of a plain copy of as many bytes", ["who"], numbers)
     for line in of_floor(flat).itertuples():
         shown = line.mean, line.least, line.most, line.ours
         parts.add_row(line.provider, str(line.cases), *map(percent, shown))

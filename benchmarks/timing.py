@@ -145,9 +145,13 @@ def leave_default_stream(device: torch.device) -> None:
         torch.cuda.set_stream(torch.cuda.Stream())
 
 
+def copying(moved: int, device: torch.device) -> Call:
+    """A plain copy that reads and writes so many bytes in all."""
+    source, target = (torch.zeros(-(-moved // 2), dtype=torch.uint8, device=device) for _ in range(2))
+    return lambda: target.copy_(source)
+
+
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second that a plain copy of a gigabyte reads and writes."""
-    stopwatch = Stopwatch(device)
-    source, target = torch.zeros((2, CACHE_BYTES // 4), device=device)
-    times = stopwatch.cold({"copy": lambda: target.copy_(source)}, lambda name: None)
+    times = Stopwatch(device).cold({"copy": copying(2 * CACHE_BYTES, device)}, lambda name: None)
     return 2 * CACHE_BYTES / (times["copy"].p50 * 1e-6)

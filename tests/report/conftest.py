@@ -21,6 +21,7 @@ def gpu(monkeypatch, clock):
     """A device of glass: the harness takes it for a GPU, but its tensors are on the CPU."""
     cpu, original = torch.device("cpu"), timing.Stopwatch.__init__
     monkeypatch.setattr(measure, "make", lambda case, device: inputs.make(case, cpu))
+    monkeypatch.setattr(measure, "copying", lambda moved, device: timing.copying(moved, cpu))
     monkeypatch.setattr(timing.Stopwatch, "__init__", lambda self, device: original(self, cpu))
     monkeypatch.setattr(memory, "peak_bytes", lambda call, device: 12)
     monkeypatch.setattr(witness, "kernels_of", lambda call, device: ["batch_norm_of_glass"])

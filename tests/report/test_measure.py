@@ -11,6 +11,7 @@ from torch.autograd import DeviceType
 from benchmarks import measure, memory, providers, timing, values
 from benchmarks.cases import Case
 from benchmarks.inputs import EPS, make
+from benchmarks.rows import COPY
 from benchmarks.witness import names_of
 from benchmarks.worker import Last, LostError
 from tritonbn.launch import INTERPRETED
@@ -68,7 +69,8 @@ def test_only_those_who_are_right_are_timed(gpu, registry, few_rounds):
     told = []
     rows = {row.provider: row for row in measure.measure(gpu, case_of(), list(registry), told.append)}
     assert told[: len(registry)] == list(registry)
-    assert set(told[len(registry) :]) == {"right"}, "nobody else runs again"
+    assert set(told[len(registry) :]) == {"right", COPY}, "nobody else runs again"
+    assert rows.pop(COPY).cold.p50 == 0
     assert rows["right"].why == ""
     assert rows["right"].cold.p50 == rows["right"].warm.p50 == 0, "on a clock that stands still"
     assert rows["right"].host.p50 > 0
@@ -107,6 +109,7 @@ def test_who_breaks_while_timed_has_no_time_and_the_others_do(gpu, registry, few
     assert rows["right"].cold is not None
     assert rows["breaks"].why == "ZeroDivisionError: too old"
     assert rows["decays"].why.startswith("wrong: y is off by 1.")
+    assert rows[COPY].why == ""
     assert rows["breaks"].cold is rows["decays"].cold is rows["decays"].host is None
 
 
@@ -229,7 +232,7 @@ def test_a_capture_that_fails_is_the_last_one_of_its_process(small, gpu, registr
     monkeypatch.setattr(measure, "time_all", lambda *_: True)
     with pytest.raises(Last) as last:
         measure.measure(gpu, case_of(), ["right"], lambda name: None)
-    assert [row.provider for row in last.value.result] == ["right"]
+    assert [row.provider for row in last.value.result] == ["right", COPY]
 
 
 def test_a_replay_that_raises_costs_itself_alone(small):
@@ -253,7 +256,7 @@ def test_a_hang_of_later_launches_is_not_the_next_ones(gpu, registry, monkeypatc
     monkeypatch.setattr(measure, "wait_for", lambda device: waited.append(told[-1]))
     monkeypatch.setattr(measure, "time_all", lambda *_: False)
     measure.measure(gpu, case_of(), ["a", "b"], told.append)
-    assert waited == told == ["a", "b"] * 3
+    assert waited == told == ["a", "b"] * 2 + [COPY] + ["a", "b"]
 
 
 def test_saved_bytes():

@@ -14,7 +14,7 @@ from benchmarks.compiled import Compiled
 from benchmarks.host import HostTime
 from benchmarks.modelled import Modelled
 from benchmarks.report import Report
-from benchmarks.rows import Key, Row
+from benchmarks.rows import COPY, Key, Row
 from benchmarks.timing import Times
 from benchmarks.training import Comparison, Run
 
@@ -43,13 +43,14 @@ def row(of, provider, microseconds=None, why=""):
 
 
 def made(measured=True, **options):
-    """A report of all KEYS; ours takes 10 us, and then 20, cuDNN twice as long, and apex is not there."""
+    """A report of all KEYS; ours takes 10 us, and then 20, cuDNN twice as long, a copy 8, and apex is not there."""
     times = {"tritonbn": (10, 20), "torch, cuDNN": (20, 40)}
     rows = [
         row(k, p, times[p][k.shape[1] > 8]) if measured and p in times else row(k, p, None, "not <installed>")
         for k in KEYS
         for p in PROVIDERS
     ]
+    rows += [row(k, COPY, 8) for k in KEYS if measured]
     fields = {
         "environment": {"date": "2026-01-01", "GPU": "glass", "commit": "abc", "tritonbn": "1"},
         "measured_on": "glass" if measured else None,
@@ -173,7 +174,7 @@ def test_many_inputs_are_drawn_as_the_worst(monkeypatch):
 
 def test_the_table_has_the_numbers_and_the_environment():
     flat = frame.frame(made())
-    assert len(flat) == len(KEYS) * len(PROVIDERS)
+    assert len(flat) == len(KEYS) * (len(PROVIDERS) + 1)
     first = flat.iloc[0]
     assert (first["shape"], first.cold_p20, first.cold_p50, first.cold_p80) == ("32x8x7x7", 9, 10, 11)
     assert first.gbps == pytest.approx(8000 / 10e-6 / 1e9)
@@ -223,7 +224,7 @@ def test_the_terminal_shows_all_of_it():
     assert "apex: not <installed>" in text
     assert text.count("apex") == 1, "no column of nothing"
     assert re.search(r"torch, cuDNN +batch_norm forward +4 +2\.00x +0 +2\.00x +0 +resnet50", text)
-    assert "a plain copy: 1 GB/s" in text
+    assert "a plain copy of 1 GiB: 1 GB/s" in text
     assert "greatest difference of the losses over 2 steps: 2.50e-01" in text
     without = printed(terminal.show, made(measured=False))
     assert "nothing on this page is a GPU time" in without

@@ -76,6 +76,10 @@ def test_the_copys_bandwidth_counts_both_ways(clock, monkeypatch):
     assert timing.copy_bandwidth(CPU) == pytest.approx(2 * 4000 / 2e-3)
 
 
+def test_a_copy_moves_so_many_bytes_in_all():
+    assert [timing.copying(moved, CPU)().nbytes for moved in (1, 4000, 4001)] == [1, 2000, 2001]
+
+
 def test_a_host_that_is_late_gets_more_time(clock, monkeypatch):
     """The GPU had begun before everything was launched: such a sample counts for nothing."""
     late = [True, True, False]
