@@ -39,8 +39,6 @@ class Compiled:
     """Seconds in which every tensor is moved once at the data sheet's bandwidth."""
     failure: str = ""
     """Why it does not compile; empty if it does."""
-    remark: str = ""
-    """What is not read from the machine code, and why; empty if all is."""
 
 
 def compile_cases(cases: Iterable[Case], gpu: Device) -> Iterator[Compiled]:
@@ -75,7 +73,6 @@ def compiled(case: Case, task: Task, outcome: targets.Outcome) -> Compiled:
         modelled=time if math.isfinite(time) else None,
         floor=task.floor,
         failure=outcome.error,
-        remark=max((launch.resources.remark for launch in launches), default=""),
     )
 
 

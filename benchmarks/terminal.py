@@ -171,8 +171,6 @@ def show_compiled(report: Report, console: Console) -> None:
     for each in report.compiled:
         if each.failure:
             console.print(f"{each.key.kind}, {each.key.input}: {each.failure}", soft_wrap=True, markup=False)
-    for remark in filter(None, dict.fromkeys(each.remark for each in report.compiled)):
-        console.print(remark, soft_wrap=True, markup=False)
     console.print(
         "registers and spilled bytes a thread; access: bytes a thread moves at once of tensors, 16 at most",
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""What the compiler made of a kernel, read from its machine code: registers, spills, shared memory, access widths."""
+"""What the compiler made of a kernel: registers, spills and shared memory it needs, and how wide its accesses are."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from triton.runtime.cache import get_cache_manager
 
 from .devices import Device
 
-SASS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
-"""Access width by the suffix of an NVIDIA instruction; 4 without one."""
-
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 """NVIDIA's programs that come with Triton."""
 
@@ -28,7 +25,7 @@ AMD_BYTES = {"dwordx4": 16, "b128": 16, "dwordx3": 12, "b96": 12, "dwordx2": 8, 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel needs, read from its machine code."""
+    """What one compiled kernel needs."""
 
     registers: int
     """Vector registers a thread."""
@@ -40,8 +37,6 @@ class Resources:
     """Load instructions from global memory, by bytes a thread and access."""
     stores: dict[int, int]
     """Store instructions to global memory, by bytes a thread and access."""
-    remark: str = ""
-    """Why loads and stores are those of the PTX, in the disassembler's words; empty if they are the machine code's."""
 
 
 def occupancy(resources: Resources, num_warps: int, device: Device) -> int:
@@ -69,21 +64,10 @@ def read_resources(key: str, kernel: str) -> Resources:
 
 
 def read_cubin(cubin: str, ptx: str, shared: int) -> Resources:
-    """NVIDIA: by the tools that come with Triton, whose disassembler knows some architectures no more, or not yet."""
+    """NVIDIA: registers and spills from the binary; accesses from the PTX, as ptxas neither splits nor joins them."""
     usage = nvidia_tool("cuobjdump", "-res-usage", cubin)
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
-    used = registers, stack + local, shared
-    try:
-        assembly = nvidia_tool("nvdisasm", "-c", "-ndf", cubin)
-    except RuntimeError as error:
-        return Resources(*used, *ptx_widths(ptx), f"access widths are the PTX's: {error}")
-    return Resources(*used, sass_widths(assembly, "LDG", "LDGSTS"), sass_widths(assembly, "STG"))
-
-
-def sass_widths(assembly: str, *instructions: str) -> dict[int, int]:
-    """How often any of the instructions occurs, by the bytes that it moves."""
-    suffixes = (found.split(".") for found in re.findall(rf"\b(?:{'|'.join(instructions)})\.([\w.]+)", assembly))
-    return count_widths(next((SASS_BYTES[part] for part in parts if part in SASS_BYTES), 4) for parts in suffixes)
+    return Resources(registers, stack + local, shared, *ptx_widths(ptx))
 
 
 def ptx_widths(ptx: str) -> tuple[dict[int, int], dict[int, int]]:

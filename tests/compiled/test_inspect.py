@@ -43,25 +43,6 @@ def test_what_is_shown_of_a_kernel(capsys, target, gpu, arch):
     assert row["ratio"] == pytest.approx(row["modelled_seconds"] / row["floor_seconds"])
 
 
-@pytest.mark.parametrize("target", ["v100", "sm_75"])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_where_there_is_no_disassembler_the_ptx_is_read(capsys, monkeypatch, target, dtype):
-    """And what nvdisasm says is passed on; of sm_75 both say the same."""
-    given = [*ONE, "--target", target, "--dtype", dtype]
-    (row,) = inspected(capsys, *given)["rows"]
-    assert (row["widest"], row["spills"], row["failure"]) == (16, 0, None)
-    assert 16 <= row["registers"] <= 255
-    assert row["remark"] is None or "PTX's: nvdisasm ended with 1: nvdisasm fatal : CUDA arch" in row["remark"]
-    machine_code.read_resources.cache_clear()
-    monkeypatch.setattr(machine_code, "nvidia_tool", refusing("nvdisasm"))
-    (again,) = inspected(capsys, *given)["rows"]
-    assert again.pop("remark") == "access widths are the PTX's: nvdisasm ended with 1: too old"
-    row.pop("remark")
-    assert again == row
-    assert cli.main(["inspect", *given]) == OK
-    assert "access widths are the PTX's: nvdisasm ended with 1: too old" in " ".join(capsys.readouterr().out.split())
-
-
 def test_what_cannot_be_read_is_a_failure(capsys, monkeypatch):
     machine_code.read_resources.cache_clear()
     monkeypatch.setattr(machine_code, "nvidia_tool", refusing("cuobjdump"))

@@ -47,7 +47,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "gfx942"])
+@pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])
 @pytest.mark.parametrize(("shape", "memory_format", "width"), SHAPES.values(), ids=SHAPES)
 def test_two_launches_each_way(architecture, shape, memory_format, width):
     """No spill, and every tensor by wide accesses."""

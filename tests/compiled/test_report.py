@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from support import NO_GPU
 
-from benchmarks import cases, compiled, host, modelled, report, terminal
+from benchmarks import cases, compiled, host, modelled, report
 from benchmarks.__main__ import main
 from benchmarks.cases import Selection
 from benchmarks.compiled import Compiled
@@ -23,11 +23,11 @@ H100 = devices.named("H100")
 
 def test_the_command_writes_a_report_and_compares_it(tmp_path):
     """As a user calls it, against a report of before in which one kernel had fewer registers."""
-    expected = list(Selection(("elements",), None, (2,), (torch.float16,), directions=("forward",)).cases())
+    expected = list(Selection(("convnext",), None, (2,), (torch.float16,), directions=("forward",)).cases())
     old = Report({}, compiled=[Compiled(Key.of(expected[-1]), "H100", "resident", 1, 10, 0, 16, 9e-6, 4e-6)])
     report.write(old, tmp_path / "old.json")
     out = tmp_path / "out"
-    what = "--suite elements --dtype float16 --pass forward --batch 2 --steps 0"
+    what = "--suite convnext --dtype float16 --pass forward --batch 2 --steps 0"
     command = [sys.executable, "-W", "error", "-m", "benchmarks", *what.split(), "--provider", "tritonbn"]
     command += ["torch, cuDNN", "--out", str(out), "--compare", str(tmp_path / "old.json")]
     done = subprocess.run(command, env=os.environ | NO_GPU, capture_output=True, text=True)
@@ -90,12 +90,9 @@ def test_a_layer_compiled(layout):
 
 
 def test_a_layer_compiled_for_a_gpu_that_nvdisasm_does_not_know():
-    found, out = compiled_stem("V100"), io.StringIO()
-    for each in found:
+    for each in compiled_stem("V100"):
         assert (each.gpu, each.launches, each.access, each.failure) == ("V100", 1, 16, "")
         assert 32 <= each.registers <= 255
-    terminal.show_compiled(Report({}, compiled=found), Console(file=out))
-    assert out.getvalue().count(found[0].remark or "access:") == 1
 
 
 def test_narrow_access_and_two_launches_are_told():

@@ -50,8 +50,12 @@ def check(launch, itemsize, width=16):
         assert found.stores.get(width, 0) >= writes * needed, launch
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("shape", [(4096, 768), (4096, 8192), (512, 65536)], ids=str)
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [(architecture, shape) for architecture in ARCHITECTURES for shape in ((4096, 768), (512, 65536))]
+    + [("sm_90", (4096, 8192)), ("gfx942", (4096, 8192))],
+    ids=str,
+)
 def test_rows_are_read_and_written_16_bytes_at_a_time(architecture, shape):
     done = launches(architecture, torch.empty(shape, dtype=torch.bfloat16, device="meta"))
     for launch in done:

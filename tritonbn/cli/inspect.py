@@ -55,7 +55,6 @@ COLUMNS = (
     Column("floor_seconds", "floor us", microseconds),
     Column("ratio", "modelled/floor", "{:.2f}".format),
     Column("failure", left=True),
-    Column("remark", left=True, common=True),
 )
 
 NOTES = (
@@ -151,7 +150,6 @@ def of_launch(made: Inspection, launch: Launch) -> dict[str, Any]:
         "widest": widest,
         "narrowest": narrowest,
         "bytes_an_element": bytes_an_element(made.task.work, launch),
-        "remark": launch.resources.remark or None,
     }
 
 
