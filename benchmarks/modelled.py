@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -54,5 +52,5 @@ def model(case: Case) -> list[Modelled]:
 
 def model_cases(cases: Sequence[Case]) -> Iterator[list[Modelled]]:
     """Every case on every GPU, in several processes, in the order of the cases."""
-    with ProcessPoolExecutor(targets.cores(), get_context("spawn"), targets.depend_on_parent) as processes:
+    with targets.forked(targets.cores()) as processes:
         yield from processes.map(model, cases, chunksize=AT_ONCE)

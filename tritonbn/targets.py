@@ -6,12 +6,13 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context, parent_process
+from multiprocessing.forkserver import ensure_running
 from queue import SimpleQueue
 from threading import Lock, Thread
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from .machine_code import Resources, code, is_assembled, read_resources
 from .machine_code import occupancy as occupancy
 
 _starting = Lock()
-"""Held while the environment is that of a process which is started."""
+"""Held while the environment is that of the process from which others are forked."""
 
 
 @dataclass(slots=True)
@@ -220,7 +221,7 @@ def compile_all(jobs: Iterable[Job], processes: int | None = None) -> Iterator[O
     def run(job: Job) -> Outcome:
         process = idle.get()
         try:
-            return Outcome(job, *submitted(process, job).result())
+            return Outcome(job, *process.submit(compile_job, job).result())
         except Exception as error:
             if isinstance(error, BrokenProcessPool):
                 process = worker()
@@ -245,7 +246,33 @@ def cores() -> int:
 
 def worker() -> ProcessPoolExecutor:
     """A process of its own, so that no other job is lost if it dies."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=depend_on_parent)
+    return forked(1)
+
+
+def forked(count: int) -> ProcessPoolExecutor:
+    """Processes that can compile, with this one's environment, forked from one that has imported the library."""
+    with _starting:
+        before = os.environ.get("TRITON_INTERPRET")
+        os.environ["TRITON_INTERPRET"] = "0"
+        try:
+            ensure_running()
+            return ProcessPoolExecutor(count, get_context("forkserver"), begin, (dict(os.environ),))
+        finally:
+            del os.environ["TRITON_INTERPRET"]
+            if before is not None:
+                os.environ["TRITON_INTERPRET"] = before
+
+
+def share_imports(*modules: str) -> None:
+    """Have the library, and these, imported once for all processes to come: for a program's main function to say."""
+    get_context("forkserver").set_forkserver_preload([__name__, *modules])
+
+
+def begin(environment: dict[str, str]) -> None:
+    """What a process does first."""
+    os.environ.clear()
+    os.environ.update(environment)
+    depend_on_parent()
 
 
 def depend_on_parent() -> None:
@@ -257,19 +284,6 @@ def depend_on_parent() -> None:
         os._exit(1)
 
     Thread(target=end, daemon=True).start()
-
-
-def submitted(process: ProcessPoolExecutor, job: Job) -> Future[tuple[tuple[Compiled, ...], str]]:
-    """Give a worker a job; the first one starts its process, which cannot compile what it imports to be interpreted."""
-    with _starting:
-        before = os.environ.get("TRITON_INTERPRET")
-        os.environ["TRITON_INTERPRET"] = "0"
-        try:
-            return process.submit(compile_job, job)
-        finally:
-            del os.environ["TRITON_INTERPRET"]
-            if before is not None:
-                os.environ["TRITON_INTERPRET"] = before
 
 
 def compile_job(job: Job) -> tuple[tuple[Compiled, ...], str]:
