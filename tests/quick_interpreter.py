@@ -19,6 +19,7 @@ import triton.language as tl
 from quick_operators import quicken
 from triton.language import core
 from triton.runtime import interpreter
+from triton.runtime.errors import InterpreterError
 
 run_launch, patch_language = interpreter.GridExecutor.__call__, interpreter._patch_lang
 semantic = interpreter.interpreter_semantic
@@ -28,13 +29,26 @@ own_dtype, own_computation_type = interpreter._get_np_dtype, semantic.computatio
 numpy_dtype, computation_type = functools.cache(own_dtype), functools.cache(own_computation_type)
 one_at_a_time = threading.RLock()
 patched: set[Any] = set()
+ready: set[Any] = set()
+"""What this launch has patched, and functions for which all is."""
 
 
 def launch(executor: Any, *arguments: Any, **keywords: Any) -> None:
     """A launch, which leaves the language as it was: so no other can go on meanwhile."""
     with one_at_a_time:
-        patched.clear()
+        patched.clear(), ready.clear()
         run_launch(executor, *arguments, **keywords)
+
+
+def call(function: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Call a device function."""
+    if function.fn not in ready:
+        interpreter._patch_lang(function.fn)
+        ready.add(function.fn)
+    try:
+        return function.rewrite()(*arguments, **keywords)
+    except Exception as error:
+        raise InterpreterError(repr(error)) from error
 
 
 def patch(function: Callable[..., Any]) -> Any:
@@ -118,6 +132,7 @@ def broadcast_unless_alike(lhs: Any, rhs: Any) -> tuple[Any, Any]:
 def install() -> None:
     """For all launches of this process."""
     interpreter.GridExecutor.__call__ = launch
+    interpreter.InterpretedFunction.__call__ = call
     interpreter._patch_lang = patch
     interpreter._patch_attr = patch_builtin
     interpreter._get_np_dtype = dtype_in_numpy

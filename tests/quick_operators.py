@@ -167,5 +167,7 @@ def indexed(otherwise: Operator) -> Operator:
 
 
 def made(data: Any, dtype: Any, kind: Any) -> Any:
-    """A tensor."""
-    return core.tensor(interpreter.TensorHandle(data, dtype), kind)
+    """A tensor of data that fits its type."""
+    handle = object.__new__(interpreter.TensorHandle)
+    handle.data, handle.dtype, handle.attr = data, dtype, {}
+    return core.tensor(handle, kind)

@@ -92,6 +92,12 @@ def parsed(html):
     return parser
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A page without pictures, which take seconds to draw."""
+    monkeypatch.setattr(page, "pictures", lambda report: [])
+
+
 @pytest.mark.parametrize("measured", [True, False])
 def test_the_page_has_every_case_and_nothing_from_elsewhere(measured):
     html = page.render(made(measured))
@@ -138,7 +144,7 @@ def test_what_others_say_is_no_markup():
     assert text.count(said) == 2
 
 
-def test_times_of_unseen_kernels_are_told():
+def test_times_of_unseen_kernels_are_told(undrawn):
     unseen = row(KEYS[0], "tritonbn", 10)
     unseen.kernels = ()
     assert "of 1 times nobody knows whose they are" in printed(terminal.show, made(rows=[unseen]))
@@ -146,7 +152,7 @@ def test_times_of_unseen_kernels_are_told():
     assert "nobody knows" not in printed(terminal.show, made())
 
 
-def test_suites_that_come_twice_are_together():
+def test_suites_that_come_twice_are_together(undrawn):
     given = made()
     given.rows += [row(Key("mlp", "", (2, 3), "float16", "channels_first", "batch_norm forward"), "tritonbn", 1)]
     given.rows += made().rows[:1]
@@ -154,7 +160,7 @@ def test_suites_that_come_twice_are_together():
     assert parsed(page.render(given)).tags.count(("details", {"class": "suite"})) == 1
 
 
-def test_a_time_of_nothing_is_no_bandwidth():
+def test_a_time_of_nothing_is_no_bandwidth(undrawn):
     assert row(KEYS[0], "tritonbn", 1e-9).bandwidth > 0
     still = Row(KEYS[0], "tritonbn", 8000, 2000, cold=Times(0, 0, 0))
     assert still.bandwidth is None
@@ -231,7 +237,7 @@ def test_the_terminal_shows_all_of_it():
     assert "cold L2" not in without
 
 
-def test_wrong_values_show_and_count():
+def test_wrong_values_show_and_count(undrawn):
     wrong = row(key(), "tritonbn", None, "wrong: dx is off by 1.0e+00")
     assert made().is_right
     assert not made(checked=[wrong]).is_right
