@@ -1,4 +1,5 @@
-# make bench: the speed report. make test: all tests that need no GPU. make gpu: everything that needs one.
+# make bench: the speed report. make test: the tests that need no GPU. make thorough: the same with every case of them.
+# make gpu: everything that needs a GPU.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,21 +8,22 @@ VENV := .venv
 # Without a GPU, a version whose small CPU build pip may find at hand.
 TORCH ?= $(if $(wildcard /dev/nvidia0 /dev/kfd /dev/dxg /dev/dri/renderD128),torch,torch==2.13.0)
 
-.PHONY: bench test gpu lint clean
+.PHONY: bench test thorough gpu lint clean
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks
 
-test: $(VENV)/installed lint
-	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
-	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 2 --dist worksteal --benchmark-disable tests/compiled benchmarks
+thorough: CASES := -m ""
+test thorough: $(VENV)/installed lint
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(CASES)
+	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(CASES) --benchmark-disable tests/compiled benchmarks
 
 gpu: $(VENV)/installed
 	@$(VENV)/bin/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'make gpu: torch sees no GPU; \
 	after adding one, or for another build of torch: make clean, then make gpu TORCH=...')"
 	$(VENV)/bin/tritonbn info
 	failed=0; \
-	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 4 --dist worksteal || failed=1; \
+	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 4 --dist worksteal -m "" || failed=1; \
 	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest --benchmark-disable benchmarks -k odd || failed=1; \
 	$(VENV)/bin/python -m benchmarks || failed=1; \
 	exit $$failed  # a test that fails keeps nobody from the report

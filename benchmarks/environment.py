@@ -16,6 +16,19 @@ from tritonbn.cli import info
 
 AMD_DRIVER = Path("/sys/module/amdgpu/version")
 
+SETTINGS = {
+    "driver": "driver_version",
+    "power limit": "power.limit",
+    "most of the SMs' clock": "clocks.max.sm",
+    "persistence mode": "persistence_mode",
+    "ECC": "ecc.mode.current",
+    "MIG": "mig.mode.current",
+}
+"""What nvidia-smi calls what a time depends on, by our names."""
+
+STATE = "clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "pstate"
+"""What it depends on and changes."""
+
 
 def describe(device: torch.device) -> dict[str, str]:
     """Name and value, for people and for comparison; what is not known is left out."""
@@ -24,7 +37,7 @@ def describe(device: torch.device) -> dict[str, str]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "GPU": torch.get_device_module(device).get_device_name(device) if on_gpu else "none",
-        "driver": driver() if on_gpu else None,
+        **(settings(device) if on_gpu else {}),
         "cuDNN or MIOpen": torch.backends.cudnn.version() if on_gpu else None,
         "CPU": processor(),
         "cores": targets.cores(),
@@ -49,12 +62,26 @@ def commit() -> str | None:
     return output(("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"), here)
 
 
-def driver() -> str | None:
-    """The version of the first GPU's driver."""
-    told = output(("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"))
+def settings(device: torch.device) -> dict[str, str | None]:
+    """The GPU's driver and, where nvidia-smi knows them, how it is set."""
+    told = queried(device, *SETTINGS.values())
     if told:
-        return told.splitlines()[0]
-    return AMD_DRIVER.read_text().strip() if AMD_DRIVER.exists() else None
+        return {name: said for name, said in zip(SETTINGS, told, strict=True) if not said.startswith("[")}  # [N/A]
+    return {"driver": AMD_DRIVER.read_text().strip() if AMD_DRIVER.exists() else None}
+
+
+def state(device: torch.device) -> str | None:
+    """The GPU's clocks, power, temperature and performance state now; None where nvidia-smi does not know them."""
+    return ", ".join(queried(device, *STATE)) or None
+
+
+def queried(device: torch.device, *names: str) -> list[str]:
+    """What nvidia-smi says of a GPU, which it numbers otherwise than CUDA; nothing if it is not there."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
+    which = ("-i", f"GPU-{uuid}") if uuid else ()
+    told = output(("nvidia-smi", *which, f"--query-gpu={','.join(names)}", "--format=csv,noheader"))
+    fields = [field.strip() for field in told.splitlines()[0].split(",")] if told else []
+    return fields if len(fields) == len(names) else []
 
 
 def processor() -> str:

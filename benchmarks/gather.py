@@ -18,7 +18,7 @@ from tritonbn.devices import Device
 from tritonbn.problems import Task
 from tritonbn.timed import MOST_OF_A_STRATEGY
 
-from . import digits, host, resnet18
+from . import digits, environment, host, resnet18
 from .board import Board
 from .cases import Case, reduced
 from .compiled import compile_cases
@@ -165,6 +165,8 @@ def measure_all(asked: Asked, report: Report, device: torch.device, worker: Work
             if time.monotonic() - kept > KEPT_EVERY:
                 asked.keep(report)
                 kept = time.monotonic()
+    if now := environment.state(device):
+        report.environment["after measuring"] = now
 
 
 def bandwidth_elsewhere(device: torch.device, names: Sequence[str], told: Told) -> float:

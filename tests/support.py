@@ -21,6 +21,12 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def thorough(values, *essential):
+    """Values to parametrize a test with, of which only the essential ones are tried where time is short."""
+    marked = pytest.mark.thorough
+    return [value if value in essential else pytest.param(value, marks=marked) for value in values]
+
+
 def forget() -> None:
     """As in a new process: no plans, and timings are read again."""
     store.store_in.cache_clear()

@@ -14,7 +14,7 @@ import pytest
 import tomllib
 import torch
 from rich.progress import Progress
-from support import DEVICE, NO_GPU, lose_the_gpu
+from support import DEVICE, NO_GPU, lose_the_gpu, thorough
 
 import tritonbn
 from tritonbn import backends, cli, inspection, selection, store, sweep, timings
@@ -301,7 +301,7 @@ HANGING = SWEEP.replace("time.sleep(0.05)", "time.sleep(600 if bench.calls == 3 
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the processes run in the interpreter")
-@pytest.mark.parametrize("again", [[], ["--again"]], ids=["", "again"])
+@pytest.mark.parametrize("again", thorough([[], ["--again"]], []), ids=["", "again"])
 def test_what_hangs_twice_is_passed_over(cache, tune, capsys, again):
     """The fourth config, and after --resume, when it is the first, once more; then it is a failure."""
     if again:

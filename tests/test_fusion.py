@@ -15,7 +15,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from support import DEVICE, random
+from support import DEVICE, random, thorough
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parametrize
@@ -585,7 +585,7 @@ AS_WRITTEN = {
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
-@pytest.mark.parametrize("forward", AS_WRITTEN.values(), ids=AS_WRITTEN)
+@pytest.mark.parametrize("name", thorough(AS_WRITTEN, "no_grad", "autocast", "autograd.Function"))
 def test_what_a_record_would_leave_out(forward):
     """Whether torch.fx can follow or not, several calls of a fused model do what the code says."""
     model = written(forward, bn=bn(), seen=[], calls=0, last=None)
@@ -1231,6 +1231,7 @@ def test_compiled_calls(forward, expected):
     assert epilogues(counter) == {"training": 1, **others}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("forward", [*UNFUSED.values(), *UNLIKE.values()], ids=[*UNFUSED, *UNLIKE])
 def test_compiled_calls_that_are_not_fused(forward):
     model = written(forward, **parts())
@@ -1242,16 +1243,18 @@ def test_compiled_calls_that_are_not_fused(forward):
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")
 @pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("forward", AS_WRITTEN.values(), ids=AS_WRITTEN)
-def test_what_a_record_would_leave_out_of_a_graph(forward):
-    model = written(forward, bn=bn(), seen=[], calls=0, last=None)
+def test_what_a_record_would_leave_out_of_a_graph(name):
+    model = written(AS_WRITTEN[name], bn=bn(), seen=[], calls=0, last=None)
     model.register_buffer("steps", torch.zeros(()))
     compile_and_check(model, images(), images(seed=9), fullgraph=False)
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_changes_after_compilation(change):
+@pytest.mark.parametrize(
+    "name", thorough(CHANGES, "a flag", "a tensor in a list", "an activation", "a batch norm's eps", "its forward")
+)
+def test_what_changes_after_compilation(name):
     """A graph is traced anew for what it depends on."""
-    compile_and_check(changeable(), images(), after=change)
+    compile_and_check(changeable(), images(), after=CHANGES[name])
 
 
 @pytest.mark.parametrize("name", ["a list", "an activation's forward", "a batch norm", "its forward"])
@@ -1269,7 +1272,7 @@ COMPILED_HOOKS = {
 @pytest.mark.parametrize(
     ("when", "guarded"), [("before", False), ("after", True)], ids=["before", "after, with guards"]
 )
-@pytest.mark.parametrize("name", ["bn", "after.1"])
+@pytest.mark.parametrize("name", thorough(["bn", "act", "after", "after.1"], "bn"))
 @pytest.mark.parametrize("register", COMPILED_HOOKS.values(), ids=COMPILED_HOOKS)
 def test_hooks_in_graphs(register, name, when, guarded):
     """As any module's: torch.compile sees those that come later only if it is told to look."""

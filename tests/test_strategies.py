@@ -5,7 +5,7 @@ from random import Random
 import pytest
 import torch
 from interleaving import side_by_side
-from support import DEVICE, DTYPES, compare, fitted, random, vector
+from support import DEVICE, DTYPES, compare, fitted, random, thorough, vector
 from test_epilogue import check
 
 import tritonbn
@@ -71,7 +71,7 @@ def test_cuts(cut, shape, memory_format, sizes, chunks, way):
         compare(x, dy=dy, **vectors(shape[1]))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", thorough(WAYS, "resident", "dataflow"))
 @pytest.mark.parametrize(
     ("shape", "memory_format", "sizes"),
     [((49, 2, 1, 3), FIRST, (2, 1, 4)), ((49, 8, 1, 2), LAST, (8, 1, 2))],
@@ -117,7 +117,7 @@ RAGGED = {
 """Shape and memory format of x, the tile, and tiles of a chunk, of which the last chunk has fewer."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", thorough([torch.float32, torch.bfloat16], torch.bfloat16), ids=str)
 @pytest.mark.parametrize("way", [*WAYS, "rereads most"])
 @pytest.mark.parametrize(("shape", "memory_format", "sizes", "tiles"), RAGGED.values(), ids=RAGGED)
 def test_a_last_chunk_of_fewer_tiles(cut, shape, memory_format, sizes, tiles, way, dtype):
@@ -128,7 +128,7 @@ def test_a_last_chunk_of_fewer_tiles(cut, shape, memory_format, sizes, tiles, wa
         compare(x, dy=dy, **vectors(shape[1]))
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", thorough(range(24), *range(8)))
 def test_chunks_that_are_read_again_of_any_shape(cut, seed):
     """Any tile, length of chunks and part of them that is kept, with an activation and a residual or without."""
     draw = Random(seed)
@@ -170,7 +170,7 @@ def test_chunks_of_several_tiles(cut, way, window):
         ("pixels folded", torch.bfloat16),
     ],
 )
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", thorough(WAYS, "resident", "split"))
 def test_dtypes(cut, cuts, way, dtype):
     shape, memory_format, sizes, _ = CUTS[cuts]
     x, dy = pair(shape, memory_format, dtype)
@@ -229,7 +229,9 @@ def trained(x, residual, activation="leaky_relu"):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("cuts", ["two chunks", "seven chunks", "last chunk of one pixel"])
+@pytest.mark.parametrize(
+    "cuts", thorough(["two chunks", "seven chunks", "last chunk of one pixel"], "last chunk of one pixel")
+)
 def test_the_same_bits_in_any_order(cut, cuts, way):
     shape, memory_format, sizes, chunks = CUTS[cuts]
     x, residual = pair(shape, memory_format)

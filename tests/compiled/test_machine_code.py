@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import triton
+from support import thorough
 
 import tritonbn
 from tritonbn import cost, functional, inspection, targets
@@ -47,7 +48,7 @@ def sweeps(launch):
     return resident.get(launch.kernel) or phases[launch.arguments["PHASE"]]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", thorough(ARCHITECTURES, "sm_75", "sm_100", "gfx950"))
 @pytest.mark.parametrize(("dtype", "memory_format"), [(torch.float32, FIRST), (torch.float16, LAST)], ids=str)
 def test_round_shapes_are_read_and_written_16_bytes_at_a_time(architecture, dtype, memory_format):
     done = launches(architecture, ROUND, dtype, memory_format)
@@ -73,7 +74,7 @@ def sass_widths(assembly, *instructions):
     return {next((SASS_BYTES[part] for part in parts if part in SASS_BYTES), 4) for parts in suffixes}
 
 
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize("architecture", thorough(["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"], "sm_75", "sm_100"))
 def test_the_machine_code_has_the_accesses_of_the_ptx(architecture):
     """Which are counted instead: a disassembler takes half a second, and no longer knows some GPUs."""
     for launch in launches(architecture, ROUND, torch.float16, LAST):
@@ -82,7 +83,9 @@ def test_the_machine_code_has_the_accesses_of_the_ptx(architecture):
         assert sass_widths(assembly, "STG") == launch.resources.stores.keys()
 
 
-@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx950", "gfx1100", "sm_90"])
+@pytest.mark.parametrize(
+    "architecture", thorough(["gfx90a", "gfx942", "gfx950", "gfx1100", "sm_90"], "gfx942", "sm_90")
+)
 def test_waves_have_stored_before_others_are_told(architecture):
     """CDNA's barrier lets a wave through whose stores are under way; the one that tells others waits for its own."""
     kind = "ptx" if architecture.startswith("sm") else "amdgcn"
@@ -93,7 +96,9 @@ def test_waves_have_stored_before_others_are_told(architecture):
         assert {re.search(r"s_barrier|store|atomic|branch", after)[0] for after in waits} <= {"s_barrier"}
 
 
-@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx950", "gfx1100", "sm_75", "sm_90"])
+@pytest.mark.parametrize(
+    "architecture", thorough(["gfx90a", "gfx942", "gfx950", "gfx1100", "sm_75", "sm_90"], "gfx942", "sm_90")
+)
 def test_flags(architecture):
     """Asked for by one instruction, in a loop: LLVM merged a second one into a loop that AMD's waves never left.
 
@@ -160,7 +165,7 @@ def test_layers_that_people_run(architecture, shape, memory_format, width):
     ("architecture", "mode"),
     [("sm_90", "forward"), ("sm_90", "backward"), ("gfx942", "backward")],
 )  # of so many rows AMD's GPUs hold enough forward only in cooperative launches
-@pytest.mark.parametrize("shape", [(8, 64, 256, 256), (128, 64, 56, 56)], ids=str)
+@pytest.mark.parametrize("shape", thorough([(8, 64, 256, 256), (128, 64, 56, 56)], (128, 64, 56, 56)), ids=str)
 def test_what_finds_no_room_is_read_again(architecture, mode, shape):
     """In one launch that does not spill, whatever it reads and writes 16 bytes at a time."""
     done = launches(architecture, shape, torch.bfloat16, LAST, inference=False)
@@ -217,7 +222,7 @@ def test_odd_shapes_do_not_spill_and_are_as_wide_as_their_alignment(architecture
             assert found.stores.get(2, 0) <= writes * beside * edges_a_thread(launch), launch
 
 
-@pytest.mark.parametrize("architecture", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("architecture", thorough(["sm_90", "gfx942"], "sm_90"))
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_double_precision(architecture, memory_format):
     for launch in launches(architecture, ROUND, torch.float64, memory_format, vectors=torch.float64):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from support import thorough
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import tritonbn
@@ -47,7 +48,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])
+@pytest.mark.parametrize("architecture", thorough(["sm_80", "gfx942"], "sm_80"))
 @pytest.mark.parametrize(("shape", "memory_format", "width"), SHAPES.values(), ids=SHAPES)
 def test_two_launches_each_way(architecture, shape, memory_format, width):
     """No spill, and every tensor by wide accesses."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import triton
+from support import thorough
 
 from tritonbn import BatchNormalization, functional, selection, targets
 from tritonbn.functional import sample_norm
@@ -50,12 +51,8 @@ def check(launch, itemsize, width=16):
         assert found.stores.get(width, 0) >= writes * needed, launch
 
 
-@pytest.mark.parametrize(
-    ("architecture", "shape"),
-    [(architecture, shape) for architecture in ARCHITECTURES for shape in ((4096, 768), (512, 65536))]
-    + [("sm_90", (4096, 8192)), ("gfx942", (4096, 8192))],
-    ids=str,
-)
+@pytest.mark.parametrize("architecture", thorough(ARCHITECTURES, "sm_90", "gfx942"))
+@pytest.mark.parametrize("shape", [(4096, 768), (4096, 8192), (512, 65536)], ids=str)
 def test_rows_are_read_and_written_16_bytes_at_a_time(architecture, shape):
     done = launches(architecture, torch.empty(shape, dtype=torch.bfloat16, device="meta"))
     for launch in done:
