@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomllib
@@ -234,9 +235,30 @@ def test_ctrl_c_and_resume(tune, capsys, cache):
     assert tune(rest, "--resume") == OK
     assert rest.calls == len(task().configs) + len(task("backward").configs) - 4
     assert [row["mode"] for row in rows(capsys.readouterr().out)] == ["forward", "backward"], "as CSV again"
-    assert not (cache / unfinished.NAME).exists()
+    assert not unfinished.path().exists()
     assert tune(rest, "--resume") == USAGE
     assert "no sweep was interrupted" in capsys.readouterr().err
+
+
+def test_sweeps_of_two_gpus_are_told_apart(tune, monkeypatch):
+    """Each is resumed where it was interrupted, by a process that sees the same GPU."""
+    for uuid, mode in (("a", "forward"), ("b", "inference")):
+        monkeypatch.setattr(gpu, "identity", lambda uuid=uuid: [uuid])
+        assert tune(interrupted_at(2), "--shape", "8,4,6,6", "--mode", mode) == INTERRUPTED
+    for uuid, mode in (("a", "forward"), ("b", "inference")):
+        monkeypatch.setattr(gpu, "identity", lambda uuid=uuid: [uuid])
+        assert unfinished.Unfinished.load().arguments[-1] == mode
+        assert tune(Bench(), "--resume") == OK
+        assert tune(Bench(), "--resume") == USAGE
+
+
+def test_the_identity_of_a_gpu(monkeypatch):
+    assert gpu.identity() == [] or torch.cuda.is_available()
+    monkeypatch.setattr(gpu, "place", lambda: torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace(uuid=f"1-2-{place.index}"))
+    assert gpu.identity() == ["1-2-1"]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace())
+    assert gpu.identity() == []
 
 
 def test_what_is_timed_again_is_timed_again_once(tune):
@@ -333,7 +355,7 @@ def hanging():
 
 def under_way(cache):
     """What the note says that is being timed, and whether it was that when an earlier process was killed."""
-    if (cache / unfinished.NAME).exists() and (entry := (note := unfinished.Unfinished.load()).under_way):
+    if unfinished.path().exists() and (entry := (note := unfinished.Unfinished.load()).under_way):
         return timings.choice_in(entry.runs[0].timings[0]), note.suspect == entry
     return None
 
@@ -386,7 +408,7 @@ def test_without_any_directory(tune, capsys, monkeypatch):
 def test_a_damaged_note_of_what_was_interrupted(tune, capsys, cache):
     for text in ("", "[]", '{"arguments": 1}', '{"arguments": [], "done": "1"}'):
         cache.mkdir(exist_ok=True)
-        (cache / unfinished.NAME).write_text(text)
+        unfinished.path().write_text(text)
         assert tune(Bench(), "--resume") == FAILED
         assert "is damaged" in capsys.readouterr().err
 

@@ -585,7 +585,7 @@ AS_WRITTEN = {
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
-@pytest.mark.parametrize("name", thorough(AS_WRITTEN, "no_grad", "autocast", "autograd.Function"))
+@pytest.mark.parametrize("forward", AS_WRITTEN.values(), ids=AS_WRITTEN)
 def test_what_a_record_would_leave_out(forward):
     """Whether torch.fx can follow or not, several calls of a fused model do what the code says."""
     model = written(forward, bn=bn(), seen=[], calls=0, last=None)
@@ -1242,7 +1242,7 @@ def test_compiled_calls_that_are_not_fused(forward):
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")
 @pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("forward", AS_WRITTEN.values(), ids=AS_WRITTEN)
+@pytest.mark.parametrize("name", thorough(AS_WRITTEN, "no_grad", "autocast", "autograd.Function"))
 def test_what_a_record_would_leave_out_of_a_graph(name):
     model = written(AS_WRITTEN[name], bn=bn(), seen=[], calls=0, last=None)
     model.register_buffer("steps", torch.zeros(()))

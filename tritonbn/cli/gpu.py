@@ -24,6 +24,15 @@ def place() -> torch.device | None:
         return torch.device("cuda", torch.cuda.current_device())
 
 
+def identity() -> list[str]:
+    """What tells the GPU here from others of its kind; nothing where there is none, or torch does not know."""
+    at = place()
+    if at is None or at.type != "cuda":
+        return []
+    uuid = getattr(torch.cuda.get_device_properties(at), "uuid", None)
+    return [] if uuid is None else [str(uuid)]
+
+
 def here() -> Device:
     """The GPU that Triton launches on; ends the command where Triton's driver cannot be built or asked."""
     with usable():

@@ -16,6 +16,7 @@ import msgspec
 from .. import store
 from ..problems import Task
 from ..timings import Entry, Run, key_of, timing
+from . import gpu
 from .directory import written
 from .exits import FAILED, USAGE, ExitError
 
@@ -86,5 +87,5 @@ class Unfinished:
 
 
 def path() -> Path:
-    """Where it is kept."""
-    return written() / NAME
+    """Where it is kept, for each GPU: several may be tuned at once, and start from the same directory."""
+    return written() / "-".join([NAME, *gpu.identity()])
