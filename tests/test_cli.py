@@ -712,7 +712,7 @@ def test_inspect_in_the_interpreter_says_what_to_do():
     assert "unset TRITON_INTERPRET" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", ["info", "cache show", "tune --model-only --suite mlp --csv"])
+@pytest.mark.parametrize("arguments", thorough(["info", "cache show", "tune --model-only --suite mlp --csv"], "info"))
 def test_where_nothing_can_be_printed(arguments):
     with open("/dev/full", "w") as full:
         started = [sys.executable, "-m", "tritonbn", *arguments.split()]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
-from support import DEVICE, random, vector
+from support import DEVICE, random, thorough, vector
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
@@ -171,7 +171,7 @@ def block(fuse: bool = False) -> nn.Module:
     return tritonbn.convert(Block().to(DEVICE).double(), fuse=fuse)
 
 
-FUSE = pytest.mark.parametrize("fuse", [False, True], ids=["plain", "fused"])
+FUSE = pytest.mark.parametrize("fuse", thorough([False, True], True), ids=["plain", "fused"])
 
 
 def calls(graph: torch.fx.Graph) -> Counter[str]:

@@ -15,7 +15,7 @@ import pytest
 import quick_interpreter
 import torch
 import torch.distributed as dist
-from support import DEVICE, random
+from support import DEVICE, random, thorough
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
@@ -384,7 +384,7 @@ def failing(rank, directory, how):
     os._exit(0)
 
 
-@pytest.mark.parametrize("how", ["dies", "is late"])
+@pytest.mark.parametrize("how", thorough(["dies", "is late"], "dies"))
 def test_the_others_are_told(how, tmp_path):
     """Within the group's timeout, and their buffers are as they were."""
     wait(run(failing, tmp_path, 3, how))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support import LAYOUTS, fitted
+from support import LAYOUTS, fitted, thorough
 
 from tritonbn import configs, cost, counters, cutting, devices, registers, space
 from tritonbn.geometry import describe
@@ -142,7 +142,7 @@ NEIGHBOURS = {
 
 
 @pytest.mark.parametrize("mode", ["forward", "backward", "inference"])
-@pytest.mark.parametrize("device", ["H100", "A100", "MI300X"])
+@pytest.mark.parametrize("device", thorough(["H100", "A100", "MI300X"], "H100", "MI300X"))
 @pytest.mark.parametrize(("odd", "rounded", "memory_format", "most"), NEIGHBOURS.values(), ids=NEIGHBOURS)
 def test_odd_shapes_are_not_much_slower(odd, rounded, memory_format, most, device, mode):
     """An element of the odd one takes no longer than so many times one of its neighbour, or the whole no longer."""

@@ -180,7 +180,7 @@ def test_dtypes(cut, cuts, way, dtype):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("channels", [24, 72, 100])
+@pytest.mark.parametrize("channels", thorough([24, 72, 100], 24))
 def test_pixels_that_may_be_folded_or_not(cut, runs, channels, way):
     x, dy = pair((3, channels, 5, 3), LAST, torch.float16)
     for lanes in (0, 1):
@@ -192,7 +192,13 @@ def test_pixels_that_may_be_folded_or_not(cut, runs, channels, way):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    "cuts", ["two chunks", "seven chunks", "last chunk of one pixel", "planes folded", "pixels folded"]
+    "cuts",
+    thorough(
+        ["two chunks", "seven chunks", "last chunk of one pixel", "planes folded", "pixels folded"],
+        "two chunks",
+        "planes folded",
+        "pixels folded",
+    ),
 )
 def test_epilogues(cut, cuts, way):
     shape, memory_format, sizes, _ = CUTS[cuts]
