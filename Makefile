@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # A GPU gets the newest torch of PyPI, which is built for CUDA: for ROCm give TORCH="torch --index-url ...".
 # Without a GPU, a version whose small CPU build pip may find at hand.
@@ -34,8 +35,8 @@ lint: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[test]'
 	touch $@
 
 clean:

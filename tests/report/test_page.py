@@ -126,13 +126,13 @@ def test_a_report_is_read_back_as_it_was(tmp_path):
 
 def test_what_is_no_number_is_read_back_as_none(tmp_path):
     nowhere = Modelled(key(), "H100", "none", 4e-6, math.inf)
-    given = made(training=[Comparison("digits", 32, Run([math.nan]), Run([1.0]))], modelled=[nowhere])
+    given = made(False, training=[Comparison("digits", 32, Run([math.nan]), Run([1.0]))], modelled=[nowhere])
     report.write(given, tmp_path / "report.json")
     again = report.read(tmp_path / "report.json")
     assert again.training[0].ours.losses == [None]
     assert again.modelled[0].modelled is None
     assert page.render(given)
-    assert page.render(made(modelled=[again.modelled[0]]))
+    assert page.render(made(False, modelled=[again.modelled[0]]))
     assert compare.changes(again, given) == []
 
 
