@@ -166,7 +166,7 @@ def measure_all(asked: Asked, report: Report, device: torch.device, worker: Work
                 asked.keep(report)
                 kept = time.monotonic()
     if now := environment.state(device):
-        report.environment["after measuring"] = now
+        report.environment["after measuring"] = f"{now} (clocks of SMs and memory, power, degrees, state)"
 
 
 def bandwidth_elsewhere(device: torch.device, names: Sequence[str], told: Told) -> float:

@@ -224,7 +224,7 @@ def test_only_the_best(tune):
     assert bench.calls == 6
 
 
-def test_ctrl_c_and_resume(tune, capsys, cache):
+def test_ctrl_c_and_resume(tune, capsys):
     bench = interrupted_at(5)
     assert tune(bench, *TWO, "--csv") == INTERRUPTED
     printed = capsys.readouterr()
@@ -290,7 +290,7 @@ with tritonbn.tuning("timed", bench):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the processes run in the interpreter")
-def test_kill_9_and_resume(cache):
+def test_kill_9_and_resume():
     start = [sys.executable, "-c", SWEEP, "tune"]
     with subprocess.Popen([*start, *TWO, "--json"], stderr=subprocess.PIPE, text=True) as killed:
         seen = 0
@@ -307,7 +307,7 @@ def test_kill_9_and_resume(cache):
     ]
 
 
-def test_a_lost_gpu_ends_the_command(tune, capsys, monkeypatch, cache):
+def test_a_lost_gpu_ends_the_command(tune, capsys, monkeypatch):
     with monkeypatch.context() as lost:
         lose_the_gpu(lost)
         assert tune(Bench(lambda number: RuntimeError("misaligned") if number == 2 else None), *ONE) == FAILED
@@ -324,7 +324,7 @@ HANGING = SWEEP.replace("time.sleep(0.05)", "time.sleep(600 if bench.calls == 3 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the processes run in the interpreter")
 @pytest.mark.parametrize("again", thorough([[], ["--again"]], []), ids=["", "again"])
-def test_what_hangs_twice_is_passed_over(cache, tune, capsys, again):
+def test_what_hangs_twice_is_passed_over(tune, capsys, again):
     """The fourth config, and after --resume, when it is the first, once more; then it is a failure."""
     if again:
         tune(Bench(), *ONE)
@@ -333,7 +333,7 @@ def test_what_hangs_twice_is_passed_over(cache, tune, capsys, again):
     for script, arguments, expected in ((HANGING, [*ONE, *again], (3, False)), (late, ["--resume"], (0, True))):
         command = [sys.executable, "-c", script, "tune", *arguments]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as killed:
-            wait_for(lambda expected=expected: under_way(cache) == (hanging(), expected[1]))
+            wait_for(lambda expected=expected: under_way() == (hanging(), expected[1]))
             os.kill(killed.pid, signal.SIGKILL)
             assert killed.stderr.read().count("timed") == expected[0]
     bench = Bench()
@@ -353,7 +353,7 @@ def hanging():
     return list(task().configs)[3]
 
 
-def under_way(cache):
+def under_way():
     """What the note says that is being timed, and whether it was that when an earlier process was killed."""
     if unfinished.path().exists() and (entry := (note := unfinished.Unfinished.load()).under_way):
         return timings.choice_in(entry.runs[0].timings[0]), note.suspect == entry
