@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tritonbn import devices, targets
+from tritonbn import devices, processes
 from tritonbn.cli import options
 from tritonbn.launch import INTERPRETED
 from tritonbn.problems import USUAL
@@ -119,7 +119,7 @@ def main() -> int:
     arguments = made.parse_args()
     if INTERPRETED:
         made.error("expected no TRITON_INTERPRET=1: the report starts the interpreter by itself")
-    targets.share_imports("benchmarks.modelled", "benchmarks.compiled")
+    processes.share_imports("benchmarks.modelled", "benchmarks.compiled")
     cases, names = chosen(arguments), arguments.provider or list(PROVIDERS)
     if not cases:
         made.error("expected options that leave a case: channels need two values, --keras has training passes only")

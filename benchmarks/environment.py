@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tritonbn import targets
+from tritonbn import processes
 from tritonbn.cli import info
 
 AMD_DRIVER = Path("/sys/module/amdgpu/version")
@@ -40,7 +40,7 @@ def describe(device: torch.device) -> dict[str, str]:
         **(settings(device) if on_gpu else {}),
         "cuDNN or MIOpen": torch.backends.cudnn.version() if on_gpu else None,
         "CPU": processor(),
-        "cores": targets.cores(),
+        "cores": processes.cores(),
         "system": platform.platform(),
         **info.versions(),
         **{name: value for name, value in os.environ.items() if name.startswith("TRITONBN_")},

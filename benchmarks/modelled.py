@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from tritonbn import devices, targets
+from tritonbn import devices
 from tritonbn.cli.output import short
 from tritonbn.cost import LAUNCH
 from tritonbn.problems import Task
+from tritonbn.processes import cores, forked
 from tritonbn.timings import choice
 
 from .cases import Case
@@ -52,5 +53,5 @@ def model(case: Case) -> list[Modelled]:
 
 def model_cases(cases: Sequence[Case]) -> Iterator[list[Modelled]]:
     """Every case on every GPU, in several processes, in the order of the cases."""
-    with targets.forked(targets.cores()) as processes:
+    with forked(cores()) as processes:
         yield from processes.map(model, cases, chunksize=AT_ONCE)

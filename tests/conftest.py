@@ -18,9 +18,9 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 import quick_interpreter
 
 import tritonbn
-from tritonbn import configs, functional, launch, sample_configs, selection, store, targets
+from tritonbn import configs, functional, launch, processes, sample_configs, selection, store
 
-targets.share_imports()
+processes.share_imports("tritonbn.targets")
 torch.set_num_threads(1)  # of each pytest worker: tensors are small, and the workers take all cores
 
 if launch.INTERPRETED:

@@ -2,7 +2,8 @@
 
 Every program is a thread, and one at a time has the turn. Before each atomic operation the turn goes to a program drawn
 by lot: in between, nothing may depend on what the others do, which races.py checks. Only so many programs at once hold
-a slot; another starts when one has ended.
+a slot; another starts when one has ended. Where a GPU has several dies, programs are dealt out to them in turn, and
+each has slots of its own.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class Launch:
 class Program(threading.Thread):
     """One program of a launch: a thread that runs while it has the turn."""
 
-    def __init__(self, pool: Pool, number: int, launch: Launch, index: tuple[int, int, int]) -> None:
+    def __init__(self, pool: Pool, number: int, launch: Launch, die: int, index: tuple[int, int, int]) -> None:
         super().__init__(name=f"{launch.function.__name__} {index}", daemon=True)
-        self.pool, self.number, self.launch, self.index = pool, number, launch, index
+        self.pool, self.number, self.launch, self.die, self.index = pool, number, launch, die, index
         self.pace = 10 ** pool.random.uniform(-2, 0)
         self.turn = threading.Lock()
         self.turn.acquire()
@@ -83,6 +84,7 @@ class Program(threading.Thread):
         except BaseException as error:
             self.pool.failure = self.pool.failure or error
         self.pool.live.remove(self)
+        self.pool.fill_slots()
         self.pool.pass_turn()
 
     def await_turn(self) -> None:
@@ -97,9 +99,9 @@ class Program(threading.Thread):
 class Pool:
     """The programs of one or more launches: which of them have a slot, and whose turn it is."""
 
-    def __init__(self, launches: list[Launch], random: Random, slots: int, shuffled: bool) -> None:
+    def __init__(self, launches: list[Launch], random: Random, slots: int, shuffled: bool, dies: int) -> None:
         self.random, self.slots = random, slots
-        rows = [[(launch, index) for index in launch.indices] for launch in launches]
+        rows = [[(launch, at % dies, index) for at, index in enumerate(launch.indices)] for launch in launches]
         if shuffled:
             for row in rows:
                 random.shuffle(row)
@@ -108,7 +110,7 @@ class Pool:
         self.programs = [Program(self, number, *row.pop(0)) for number, row in enumerate(order)]
         tensors = [tensor for launch in launches for tensor in launch.tensors]
         self.races = Races(tensors, [program.name for program in self.programs])
-        self.started = 0
+        self.unstarted = self.programs
         self.live: list[Program] = []
         self.running: Program | None = None
         self.failure: BaseException | None = None
@@ -116,24 +118,31 @@ class Pool:
 
     def run(self) -> None:
         """Run all programs; what one of them raises ends the others, and is raised here."""
+        self.fill_slots()
         self.pass_turn()
         self.ended.wait()
-        for program in self.programs[: self.started]:
+        for program in set(self.programs).difference(self.unstarted):
             program.join()
         if self.failure:
             raise self.failure
 
+    def fill_slots(self) -> None:
+        """Start the next programs of every die that has slots for them; none after a failure."""
+        left = []
+        for program in self.unstarted:
+            if self.failure or sum(other.die == program.die for other in self.live) >= self.slots:
+                left.append(program)
+            else:
+                self.live.append(program)
+                program.start()
+        self.unstarted = left
+
     def pass_turn(self) -> None:
-        """Fill the slots, and give the turn to one of the programs that do not wait; after a failure to any."""
-        while self.started < len(self.programs) and len(self.live) < self.slots and not self.failure:
-            self.live.append(self.programs[self.started])
-            self.started += 1
-            self.live[-1].start()
+        """Give the turn to one of the programs that do not wait; after a failure to any."""
         ready = [program for program in self.live if not program.waits]
         if self.live and not ready and not self.failure:
             first = "; ".join(f"{p.name} at {', '.join(map(self.races.place, p.polled))}" for p in self.live[:4])
-            unstarted = len(self.programs) - self.started
-            self.failure = Deadlock(f"{len(self.live)} programs wait, {unstarted} have no slot: {first}")
+            self.failure = Deadlock(f"{len(self.live)} programs wait, {len(self.unstarted)} have no slot: {first}")
         if self.failure:
             ready = self.live
         if ready:
@@ -165,8 +174,9 @@ class Pool:
 class Interleaving:
     """What stands in for the interpreter's loop over programs, and for its ways to memory."""
 
-    def __init__(self, seed: int, slots: int, shuffled: bool, together: int) -> None:
+    def __init__(self, seed: int, slots: int, shuffled: bool, together: int, dies: int) -> None:
         self.random, self.slots, self.shuffled, self.together = Random(seed), slots, shuffled, together
+        self.dies = dies
         self.launches: list[Launch] = []
         self.pool: Pool | None = None
 
@@ -181,7 +191,7 @@ class Interleaving:
             launch.grid, launch.arguments = builder.grid_dim, values
             launch.indices.append(builder.grid_idx)
             if len(launch.indices) == prod(launch.grid) and len(self.launches) == self.together:
-                self.pool = Pool(self.launches, self.random, self.slots, self.shuffled)
+                self.pool = Pool(self.launches, self.random, self.slots, self.shuffled, self.dies)
                 self.launches = []
                 self.pool.run()
 
@@ -239,13 +249,14 @@ def element_bytes(pointers: Any) -> int:
 
 
 @contextmanager
-def interleaved(seed: int, slots: int, *, shuffled: bool = False, together: int = 1) -> Iterator[None]:
+def interleaved(seed: int, slots: int, *, shuffled: bool = False, together: int = 1, dies: int = 1) -> Iterator[None]:
     """Inside, the programs of a launch take turns in an order that follows from the seed, on so many slots.
 
-    They start in ascending order, or shuffled. So many launches as are `together` run side by side, as if on streams of
-    their own, when the last of them is launched. A launch raises the Deadlock or DataRace of its programs.
+    They start in ascending order, or shuffled; of several dies each has so many slots. So many launches as are
+    `together` run side by side, as if on streams of their own, when the last of them is launched. A launch raises the
+    Deadlock or DataRace of its programs.
     """
-    own = Interleaving(seed, slots, shuffled, together)
+    own = Interleaving(seed, slots, shuffled, together, dies)
     with (
         mock.patch.object(interpreter.GridExecutor, "__call__", lambda *given, **named: own.launch(*given, **named)),
         mock.patch.multiple(

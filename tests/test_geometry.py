@@ -212,7 +212,9 @@ def test_programs_that_wait_leave_a_place_free(device, mode):
                     waiting += 1
                     assert per_sm >= counters.FRACTION
                     assert config.tiles_per_chunk - config.rereads <= 48, "more than a compiler should unroll"
-                    largest = max(largest, (chunks - 1) / (per_sm * device.sm_count))
+                    programs = chunks * -(-shape[1] // config.block_c)
+                    on_a_die = min(chunks - 1, -(-programs // device.dies))
+                    largest = max(largest, on_a_die / (per_sm * device.sm_count // device.dies))
         held += launches * largest
     assert waiting
     assert held <= 1 - 1 / counters.FRACTION

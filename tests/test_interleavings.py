@@ -6,6 +6,7 @@ And what has to be caught: too few slots, and kernels broken on purpose by a cha
 import importlib.util
 import random as lots
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,19 @@ def test_fewer_slots_than_chunks(step, slots):
     message = rf"{slots} programs wait, {6 - slots} have no slot: resident_forward_kernel .* at counters \+ \d+ bytes"
     with pytest.raises(Deadlock, match=message):
         orders(step("resident"), slots)
+
+
+@interpreted
+@pytest.mark.parametrize("slots", [2, 3])
+def test_dies_with_slots_of_their_own(cut, slots):
+    """Chunks that wait for one whose die they fill come to no end in some orders, even if another die is idle."""
+    cut(1, 1, 4, 1, strategy="resident")
+    x = random((3, 4, 4))
+    with torch.no_grad(), pytest.raises(Deadlock) if slots < 3 else nullcontext():
+        for seed in range(20):
+            with side_by_side(seed, slots, shuffled=seed % 2 == 1, dies=2):
+                tritonbn.batch_norm(x, None, None, training=True)
+    counters.forget()
 
 
 def on_two_streams(monkeypatch, slots, seed, *steps):

@@ -36,6 +36,8 @@ class Device:
     warp_size: int = 32
     concurrent: bool = True
     """Whether programs of a launch run side by side, so that one may wait for another that started later."""
+    dies: int = 1
+    """Parts of the GPU, at most, among which programs are dealt out in turn: each starts its own, ever so late."""
     source: str = ""
     """The documents that the numbers are from."""
 
@@ -127,10 +129,12 @@ MI355X = f"MI355X brochure: {AMD}/instinct-tech-docs/product-briefs/amd-instinct
 RX_7900 = "https://www.amd.com/en/products/graphics/desktops/radeon/7000-series/amd-radeon-rx-7900xtx.html"
 
 
-def gpu(name: str, arch: str, sm_count: int, *, l2_mib: int, gb_s: int, ghz: float, source: str) -> Device:
+def gpu(
+    name: str, arch: str, sm_count: int, *, l2_mib: int, gb_s: int, ghz: float, source: str, dies: int = 1
+) -> Device:
     """A row of the table, in the units of data sheets."""
     numbers = {"l2_bytes": l2_mib << 20, "bandwidth": gb_s * 1e9, "clock": ghz * 1e9}
-    return Device(name, arch, sm_count, **LIMITS[arch], **numbers, source=source)
+    return Device(name, arch, sm_count, **LIMITS[arch], **numbers, dies=dies, source=source)
 
 
 TABLE = (
@@ -152,9 +156,13 @@ TABLE = (
     gpu("RTX 5090", "sm_120", 170, l2_mib=96, gb_s=1790, ghz=2.41, source=GEFORCE_50),
     gpu("MI250X", "gfx90a", 110, l2_mib=8, gb_s=1600, ghz=1.7, source=CDNA_2),
     gpu("MI250", "gfx90a", 104, l2_mib=8, gb_s=1600, ghz=1.7, source=CDNA_2),
-    gpu("MI300X", "gfx942", 304, l2_mib=4, gb_s=5300, ghz=2.1, source=MI300X),
-    gpu("MI325X", "gfx942", 304, l2_mib=4, gb_s=6000, ghz=2.1, source=MI325X),
-    gpu("MI355X", "gfx950", 256, l2_mib=4, gb_s=8000, ghz=2.4, source=MI355X),
+    gpu("MI300X", "gfx942", 304, dies=8, l2_mib=4, gb_s=5300, ghz=2.1, source=MI300X),
+    gpu("MI325X", "gfx942", 304, dies=8, l2_mib=4, gb_s=6000, ghz=2.1, source=MI325X),
+    gpu("MI355X", "gfx950", 256, dies=8, l2_mib=4, gb_s=8000, ghz=2.4, source=MI355X),
     gpu("RX 7900 XTX", "gfx1100", 96, l2_mib=6, gb_s=960, ghz=2.5, source=RX_7900),
 )
-"""GPUs by architecture, the one that stands for it first; an MI250 or MI250X is one of its two dies."""
+"""GPUs by architecture, the one that stands for it first; an MI250 or MI250X is one of its two dies.
+
+The dies of an MI300X and its successors are their XCDs, each of which has a hardware queue of its own and starts every
+eighth program of a launch: compute_tg_chunk_size and compute_current_logic_xcc_id in Linux's kfd_mqd_manager_v9.c.
+"""

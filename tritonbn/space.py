@@ -204,7 +204,7 @@ def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Co
     else:
         programs, slots = chunks * config.channel_blocks(geometry), device.sm_count * per_sm
         for held in (min(per_sm, math.ceil(programs / device.sm_count)), per_sm):  # as many registers as there are
-            if chunks == 1 or waits_safely(chunks, device.sm_count * held, held, device, share):
+            if chunks == 1 or waits_safely(chunks, programs, held, device, share):
                 yield config.but(registers=most_registers(config, held, device))
                 return
         at_once = config.but(at_once=min(slots, programs))
@@ -215,14 +215,18 @@ def valid(work: Work, config: Config, device: Device, share: int) -> Iterator[Co
             yield config.but(registers=registers, at_once=min(slots, programs))
 
 
-def waits_safely(chunks: int, slots: int, per_sm: int, device: Device, share: int) -> bool:
+def waits_safely(chunks: int, programs: int, per_sm: int, device: Device, share: int) -> bool:
     """Whether the chunks of a channel may wait for each other, although they start in any order.
 
     Such a launch holds at most chunks - 1 places without being able to go on (kernels/exchange.py). They may be one in
-    `share` of the places that the GPU has, none where it is 0: see counters.py. More chunks, up to one in every place,
-    go into a cooperative launch, which CUDA does not start before the GPU can run all of its programs.
+    `share` of the places that the GPU has, none where it is 0: see counters.py. Where programs are dealt out to several
+    dies, all that wait may be on the one whose programs the others wait for, so the share is one of the die's places,
+    unless it gets no more programs than that. More chunks, up to one in every place, go into a cooperative launch,
+    which CUDA does not start before the GPU can run all of its programs.
     """
-    return device.concurrent and share > 0 and per_sm >= FRACTION and chunks <= slots // share
+    if not device.concurrent or share == 0 or per_sm < FRACTION:
+        return False
+    return min(chunks, math.ceil(programs / device.dies)) <= device.sm_count * per_sm // device.dies // share
 
 
 def conservative(work: Work, device: Device) -> Config:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context, parent_process
-from multiprocessing.forkserver import ensure_running
 from queue import SimpleQueue
-from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,9 +22,7 @@ from .devices import assume as assume
 from .launch import INTERPRETED
 from .machine_code import Resources, code, is_assembled, read_resources
 from .machine_code import occupancy as occupancy
-
-_starting = Lock()
-"""Held while the environment is that of the process from which others are forked."""
+from .processes import cores, forked
 
 
 @dataclass(slots=True)
@@ -216,7 +209,7 @@ def compile_all(jobs: Iterable[Job], processes: int | None = None) -> Iterator[O
     count = max(1, min(len(jobs), processes or cores()))
     idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
     for _ in range(count):
-        idle.put(worker())
+        idle.put(forked(1))
 
     def run(job: Job) -> Outcome:
         process = idle.get()
@@ -224,7 +217,7 @@ def compile_all(jobs: Iterable[Job], processes: int | None = None) -> Iterator[O
             return Outcome(job, *process.submit(compile_job, job).result())
         except Exception as error:
             if isinstance(error, BrokenProcessPool):
-                process = worker()
+                process = forked(1)
             return Outcome(job, error=said(error))
         finally:
             idle.put(process)
@@ -237,53 +230,6 @@ def compile_all(jobs: Iterable[Job], processes: int | None = None) -> Iterator[O
         threads.shutdown(cancel_futures=True)
         for _ in range(count):
             idle.get().shutdown()
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def worker() -> ProcessPoolExecutor:
-    """A process of its own, so that no other job is lost if it dies."""
-    return forked(1)
-
-
-def forked(count: int) -> ProcessPoolExecutor:
-    """Processes that can compile, with this one's environment, forked from one that has imported the library."""
-    with _starting:
-        before = os.environ.get("TRITON_INTERPRET")
-        os.environ["TRITON_INTERPRET"] = "0"
-        try:
-            ensure_running()
-            return ProcessPoolExecutor(count, get_context("forkserver"), begin, (dict(os.environ),))
-        finally:
-            del os.environ["TRITON_INTERPRET"]
-            if before is not None:
-                os.environ["TRITON_INTERPRET"] = before
-
-
-def share_imports(*modules: str) -> None:
-    """Have the library, and these, imported once for all processes to come: for a program's main function to say."""
-    get_context("forkserver").set_forkserver_preload([__name__, *modules])
-
-
-def begin(environment: dict[str, str]) -> None:
-    """What a process does first."""
-    os.environ.clear()
-    os.environ.update(environment)
-    depend_on_parent()
-
-
-def depend_on_parent() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=end, daemon=True).start()
 
 
 def compile_job(job: Job) -> tuple[tuple[Compiled, ...], str]:

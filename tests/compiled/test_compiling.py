@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 import tritonbn
-from tritonbn import devices, targets
+from tritonbn import devices, processes, targets
 
 
 def forward(channels):
@@ -75,11 +75,11 @@ def test_what_a_job_compiled_is_not_compiled_again(monkeypatch, tmp_path):
 def test_as_many_processes_as_this_one_may_use_cores(monkeypatch):
     """Which may be fewer than there are: in a container, or under taskset."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert targets.cores() == len(os.sched_getaffinity(0))
+    assert processes.cores() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert targets.cores() == 64
+    assert processes.cores() == 64
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert targets.cores() == 1
+    assert processes.cores() == 1
 
 
 def test_no_jobs():

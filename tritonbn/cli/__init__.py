@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .. import __version__, targets
+from .. import __version__, processes
 from . import cache, exits, info, inspect, tune
 
 EPILOG = f"""\
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = command_line().parse_args(given)
     arguments.given = given[1:]
-    targets.share_imports("tritonbn.cli")
+    processes.share_imports("tritonbn.cli")
     try:
         code = arguments.run(arguments)
         print(end="", flush=True)  # so that what cannot be written is known here
