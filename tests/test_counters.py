@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +124,25 @@ def test_threads_get_buffers_that_are_large_enough(on_stream):
         thread.join()
     assert len(taken) == len(sizes)
     assert all(buffer.numel() >= size and not buffer.any() for size, buffer in taken)
+
+
+def test_threads_on_one_stream_get_the_same_buffer(monkeypatch, on_stream):
+    """Even if both find that there is none: one that is not kept would be freed while its launch may still use it."""
+    on_stream(1)
+    original, taken = counters.zeros_to_keep, []
+
+    def slowly(*arguments):
+        time.sleep(0.2)
+        return original(*arguments)
+
+    monkeypatch.setattr(counters, "zeros_to_keep", slowly)
+    threads = [threading.Thread(target=lambda: taken.append(counters.take(device, 10))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 4
+    assert all(buffer is taken[0] for buffer in taken)
 
 
 FORK = """

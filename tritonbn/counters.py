@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Lock
 
 import torch
 import triton
@@ -47,6 +48,9 @@ _kept: dict[tuple[torch.device, int], Tensor] = {}
 _given_up: list[Tensor] = []
 """Never freed: other streams may still use them, and where CUDA has failed or was forked from, to free them aborts."""
 
+_changing = Lock()
+"""Held while a buffer is replaced: of two threads on one stream the second has to find what the first one put there."""
+
 
 def current_stream(device: torch.device) -> int:
     """The stream that Triton launches on."""
@@ -81,10 +85,12 @@ def take(device: torch.device, size: int) -> Tensor:
     key = device, current_stream(device)
     kept = _kept.get(key)
     if kept is None or kept.numel() < size:
-        if kept is not None:
-            _given_up.append(kept)
-        kept = zeros_to_keep(max(LEAST, power_of_two(size)), device)
-        _kept[key] = kept
+        with _changing:
+            kept = _kept.get(key)
+            if kept is None or kept.numel() < size:
+                if kept is not None:
+                    _given_up.append(kept)
+                kept = _kept[key] = zeros_to_keep(max(LEAST, power_of_two(size)), device)
     return kept
 
 
@@ -115,8 +121,15 @@ def share(device: torch.device) -> int:
 
 def forget() -> None:
     """Give up all buffers, after a launch that did not end as it should."""
-    _given_up.extend(_kept.values())
-    _kept.clear()
+    with _changing:
+        _given_up.extend(_kept.values())
+        _kept.clear()
 
 
-os.register_at_fork(after_in_child=forget)
+def forget_in_child() -> None:
+    """The same in a forked process, where the thread that changed something then does not go on."""
+    _changing._at_fork_reinit()
+    forget()
+
+
+os.register_at_fork(after_in_child=forget_in_child)

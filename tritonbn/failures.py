@@ -13,6 +13,10 @@ OUT_OF_MEMORY = "out of memory"
 """As CUDA and HIP say it, in RuntimeErrors of Triton ("Triton Error [CUDA]: out of memory") and of torch."""
 
 
+CAPTURE = "captur"
+"""They also say so what has failed since a graph is captured: "operation not permitted when stream is capturing"."""
+
+
 class DeviceLostError(RuntimeError):
     """The GPU does nothing more for this process since a config ran."""
 
@@ -26,6 +30,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was no room, as Python, torch or a driver says it: another time there may be."""
     of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return of_memory or (isinstance(error, RuntimeError) and OUT_OF_MEMORY in str(error))
+
+
+def is_of_capture(error: BaseException) -> bool:
+    """Whether it was no time to load a kernel, since a graph is being captured: before and after, there is."""
+    return isinstance(error, RuntimeError) and CAPTURE in str(error)
 
 
 def wait_for(place: torch.device) -> None:

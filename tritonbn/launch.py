@@ -17,11 +17,11 @@ from torch import Tensor
 from . import counters
 from .devices import DRIVERS
 from .devices import INTERPRETED as INTERPRETED
-from .failures import is_out_of_memory
+from .failures import is_of_capture, is_out_of_memory
 from .geometry import MOST_AXES, Geometry, describable
 
 NOT_OF_A_CONFIG = (OSError, TypeError, ValueError)
-"""What is wrong with the arguments or the machine, and would be with any config; so is a lack of memory."""
+"""What is wrong with the arguments or the machine, and would be with any config; as a lack of memory, or a capture."""
 
 POINTER_ALIGNMENT = 16
 """Bytes by which Triton tells kernels apart: accesses of full width need it of every pointer."""
@@ -214,7 +214,7 @@ class Plan:
             if launched:
                 counters.forget()
             of_config = isinstance(error, Exception) and not isinstance(error, NOT_OF_A_CONFIG)
-            if launched or not of_config or is_out_of_memory(error):
+            if launched or not of_config or is_out_of_memory(error) or is_of_capture(error):
                 raise
             raise UnfitError(self) from error
 
@@ -243,4 +243,6 @@ class Plan:
         rest = (*self.sizes, *(keywords[name] for name in names))
         with _loading:
             run = compiled.run
+            if compiled.function is None:  # Triton itself does not try again where loading has failed once
+                compiled._init_handles()
         return compiled, (*grid, 1, 1), run, (compiled.function, compiled.packed_metadata), rest

@@ -3,9 +3,9 @@
 Where not all programs have a slot of the GPU at once, work is taken from a ticket, channel block by channel block:
 whatever a program waits for was started before it, by programs that hold a slot already, or needs at most chunks - 1
 slots more. So any launch ends on `chunks` free slots, whatever the size of its grid and the order in which the hardware
-starts it; on a GPU of several dies, among which the hardware deals programs out, each needs as many. Launches on several streams starve each other only if together they can hold all slots while incomplete,
-which is ruled out where a strategy is chosen (space.py, waits_safely). Programs wait for their own block of channels
-alone, never for the grid.
+starts it; on a GPU of several dies, among which the hardware deals programs out, each needs as many. Launches on
+several streams starve each other only if together they can hold all slots while incomplete, which is ruled out where a
+strategy is chosen (space.py, waits_safely). Programs wait for their own block of channels alone, never for the grid.
 
 counters (int32) are all zero before and after a launch: the next ticket, the number of finished blocks, then the
 arrivals at every block, SPACING apart so that blocks do not contend; then a flag for every chunk of every block; then
