@@ -33,10 +33,11 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml .ci/requirements.py
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps --editable .
+	$(PIP) $$($(VENV)/bin/python .ci/requirements.py)
 	touch $@
 
 clean:

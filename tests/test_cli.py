@@ -508,6 +508,20 @@ def test_info(interpret, cache, tmp_path):
     assert (kernels["what"], kernels["files"], kernels["bytes"]) == ("compiled kernels", 1, 4)
 
 
+@pytest.mark.parametrize(
+    ("packages", "said"),
+    [
+        (["triton", "triton"], "triton"),
+        (["triton-rocm"], "triton-rocm"),
+        (["triton-rocm", "triton"], "triton and triton-rocm: remove all, and install the one that torch requires"),
+    ],
+)
+def test_whose_triton_it_is(packages, said, monkeypatch, capsys):
+    monkeypatch.setattr("tritonbn.cli.info.packages_distributions", lambda: {"triton": packages})
+    assert cli.main(["info", "--json"]) == OK
+    assert json.loads(capsys.readouterr().out)["versions"]["triton is of"] == said
+
+
 @pytest.mark.parametrize("below", ["", "timings"])
 def test_a_file_is_no_directory_that_can_be_written(below, monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,18 @@ def versions() -> dict[str, str | None]:
         "tritonbn": __version__,
         "torch": torch.__version__,
         "triton": triton.__version__,
+        "triton is of": triton_packages(),
         "python": platform.python_version(),
         "CUDA or ROCm of torch": torch.version.cuda or torch.version.hip,
     }
+
+
+def triton_packages() -> str:
+    """The package that brought Triton; if they are several, what to do about it, since each wrote over the others."""
+    found = sorted(set(packages_distributions().get("triton", ["no package"])))
+    return (
+        found[0] if len(found) == 1 else f"{' and '.join(found)}: remove all, and install the one that torch requires"
+    )
 
 
 def in_force() -> dict[str, str]:
