@@ -30,7 +30,7 @@ class Compiled:
     registers: int
     """The most of a launch, a thread."""
     spills: int
-    """Bytes a thread, of all launches."""
+    """Bytes per thread, of all launches."""
     access: int
     """Bytes that a thread moves at once of the tensors; 16 is the most."""
     modelled: float | None

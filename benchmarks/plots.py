@@ -33,7 +33,7 @@ MOST_INPUTS = 150
 """Of a layout in one picture."""
 
 MOST_WORTH = 60
-"""Bytes an element: what takes longer is launching, not moving."""
+"""Bytes per element: what takes longer is launching, not moving."""
 
 PASSES = ("forward", "backward", "inference")
 
@@ -73,9 +73,9 @@ def plain_numbers(axis: Any) -> None:
 
 
 def roofline(flat: pd.DataFrame, copy_bandwidth: float) -> Figure:
-    """Time against the least bytes that have to be moved, with the copy's line; and the bytes an element that fit in.
+    """Time against the least bytes that have to be moved, with the copy's line; and the bytes per element that fit in.
 
-    For float16 and bfloat16: 4 bytes an element is the floor forward, 6 backward.
+    For float16 and bfloat16: 4 bytes per element is the floor forward, 6 backward.
     """
     known = flat[flat.cold_p50.notna() & flat.dtype.ne("float32") & flat.provider.map(is_drawn)]
     looks = styles(filter(is_drawn, flat.provider.unique()))
@@ -93,7 +93,7 @@ def roofline(flat: pd.DataFrame, copy_bandwidth: float) -> Figure:
         right.set_ylim(3, MOST_WORTH)
         right.axhline(6 if name == "backward" else 4, **LINE, linestyle="--", label="floor")
         left.set(title=name, xscale="log", yscale="log", xlabel="least bytes, MiB", ylabel="microseconds")
-        right.set(title=name, xscale="log", yscale="log", xlabel="least bytes, MiB", ylabel="bytes an element's worth")
+        right.set(title=name, xscale="log", yscale="log", xlabel="least bytes, MiB", ylabel="bytes per element's worth")
         for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
             plain_numbers(axis)
     legend(figure)

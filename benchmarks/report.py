@@ -24,7 +24,7 @@ class Report:
     measured_on: str | None = None
     """The GPU; None where there is none, and so no GPU time."""
     copy_bandwidth: float | None = None
-    """Bytes a second of a plain copy, measured in the same run."""
+    """Bytes per second of a plain copy, measured in the same run."""
     training: list[Comparison] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     """A case and a provider each."""

@@ -77,5 +77,5 @@ class Row:
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes a second with a cold L2, the least ones counted."""
+        """Bytes per second with a cold L2, the least ones counted."""
         return self.least_bytes / (self.cold.p50 * 1e-6) if self.cold and self.cold.p50 else None

@@ -172,7 +172,7 @@ def show_compiled(report: Report, console: Console) -> None:
         if each.failure:
             console.print(f"{each.key.kind}, {each.key.input}: {each.failure}", soft_wrap=True, markup=False)
     console.print(
-        "registers and spilled bytes a thread; access: bytes a thread moves at once of tensors, 16 at most",
+        "registers and spilled bytes per thread; access: bytes a thread moves at once of tensors, 16 at most",
         soft_wrap=True,
     )
     console.print(

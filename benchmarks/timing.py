@@ -152,6 +152,6 @@ def copying(moved: int, device: torch.device) -> Call:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a plain copy of a gigabyte reads and writes."""
+    """Bytes per second that a plain copy of a gigabyte reads and writes."""
     times = Stopwatch(device).cold({"copy": copying(2 * CACHE_BYTES, device)}, lambda name: None)
     return 2 * CACHE_BYTES / (times["copy"].p50 * 1e-6)

@@ -47,7 +47,7 @@ CASES = {
     "negative eps": (dict(eps=-1e-5), ValueError, "eps to be positive, got -1e-05"),
     "eps 0 in training": (dict(eps=0.0), ValueError, "positive, got 0.0"),
     "weight of two axes": (dict(weight=ones(3, 2)), RuntimeError, r"3 elements.* got 6 in shape \(3, 2\)"),
-    "one value a channel": (dict(input=ones(1, 3, 1)), ValueError, r"more than 1 value .* got .*\(1, 3, 1\)"),
+    "one value per channel": (dict(input=ones(1, 3, 1)), ValueError, r"more than 1 value .* got .*\(1, 3, 1\)"),
     "training as a word": (dict(training="False"), TypeError, "training to be a bool, got str"),
     "training as a number": (dict(training=1), TypeError, "training to be a bool, got int"),
     "half weight": (dict(weight=ones(3, dtype=torch.float16)), RuntimeError, "torch.float32.*got torch.float16"),

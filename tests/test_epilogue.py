@@ -179,7 +179,7 @@ def saved_bytes(**epilogue):
 
 
 def test_what_is_kept_for_the_backward_pass():
-    """mean and invstd, and with a residual one bit an element; only silu keeps the residual itself."""
+    """mean and invstd, and with a residual one bit per element; only silu keeps the residual itself."""
     statistics = 2 * 16 * 4
     for activation in ACTIVATIONS:
         assert saved_bytes(activation=activation)[0] == statistics

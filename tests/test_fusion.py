@@ -1400,7 +1400,7 @@ def test_without_batch_norms():
     "later", [lambda y, r: y + r.mul_(2), lambda y, r: y * F.relu(r, inplace=True)], ids=["a method", "a function"]
 )
 def test_what_silu_would_keep_may_be_changed_later(calls, later):
-    """Fused, silu saves the residual; relu a bit an element."""
+    """Fused, silu saves the residual; relu one bit per element."""
 
     def forward(self, x):
         r = self.conv(x)

@@ -1,4 +1,4 @@
-"""Every strategy against the float64 reference, with any number of chunks a channel; the same bits in any order."""
+"""Every strategy against the float64 reference, with any number of chunks per channel; the same bits in any order."""
 
 from random import Random
 

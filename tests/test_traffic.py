@@ -109,7 +109,7 @@ def test_bytes_of_planes_whose_edges_are_read_apart(cut):
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_bytes_of_an_epilogue(cut, training):
-    """The residual is read once, dresidual written once, and in between a bit an element is written and read."""
+    """The residual is read once, dresidual written once, and in between one bit per element is written and read."""
     cut(16, 1, 1024, 1, strategy="resident")
     x, residual, dy = (random((4, 16, 32, 32), torch.float16, s).contiguous(memory_format=LAST) for s in range(3))
     buffers = vector(16, torch.float32, 4), vector(16, torch.float32, 5, positive=True)

@@ -67,7 +67,7 @@ CUTS = {
     "one element a tile": (1, 1, 1, 1),
     "one chunk of many tiles": (1, 1, 4, 1000),
     "many chunks of one tile": (1, 2, 4, 1),
-    "several tiles a chunk, last chunk short": (2, 1, 4, 3),
+    "several tiles per chunk, last chunk short": (2, 1, 4, 3),
     "several channels": (4, 2, 8, 2),
     "one tile for everything": (8, 8, 64, 1),
     "tiles larger than the tensor": (16, 16, 64, 4),

@@ -77,7 +77,7 @@ def batch_norm(
     if training and mean is not None:
         mean, var = torch.zeros_like(mean), torch.zeros_like(var)
     read = channels_second.flatten(2) if x.dim() > 3 else channels_second
-    # F.batch_norm would refuse one value a channel.
+    # F.batch_norm would refuse one value per channel.
     y = torch.batch_norm(read, weight, bias, mean, var, training, 1.0, eps, torch.backends.cudnn.enabled)
     y = y.view(channels_second.shape)
     if training and running_mean is not None and x.numel() > 0:

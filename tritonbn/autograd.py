@@ -42,7 +42,7 @@ NO_OTHERS = None, None, None
 
 
 class BatchNorm(torch.autograd.Function):
-    """Saves x, weight and statistics (2, C); with an activation also bias, and of a residual one bit an element.
+    """Saves x, weight and statistics (2, C); with an activation also bias, and of a residual one bit per element.
 
     Only silu's derivative takes more than the bit: it saves the residual itself. With given statistics too, the
     backward pass uses the copy that the forward pass made: a later update of the running buffers changes no gradient.

@@ -107,7 +107,7 @@ class Work:
 
     @property
     def has_signs(self) -> bool:
-        """Whether a bit an element is among what lies beside."""
+        """Whether one bit per element is among what lies beside."""
         return self.read_beside % 1 + self.written_beside % 1 > 0
 
     @cached_property
@@ -153,7 +153,7 @@ class Config:
     window: int = 1
     """Blocks of channels whose second halves follow each other in a dataflow."""
     registers: int | None = None
-    """Most registers a thread, None to leave it to the compiler."""
+    """Most registers per thread, None to leave it to the compiler."""
     packed: bool = False
     """Whether a resident program keeps 16-bit tiles as they are, instead of the converted values (CUDA alone)."""
     rereads: int = 0

@@ -37,13 +37,13 @@ SPILLED = 2 / 3
 """Of a spilled byte, which is written and read again, as much as memory would notice: it mostly stays in the L2."""
 
 HIDDEN = 0.3
-"""The part of these, and of computing, that other programs hide from the second wave on, if not all wait alike."""
+"""The part of latency and computing that other programs hide from the second wave on, if not all wait alike."""
 
 LOCKSTEP = 4
-"""With chunks of fewer blocks under way at once than these, all of them wait alike."""
+"""Channel blocks under way at once, below which all programs wait alike."""
 
 ALONE = 1.3
-"""How much more that costs if there is but one."""
+"""Factor on exposed latency and computing where but one channel block is under way."""
 
 COOPERATIVE = 1e-6
 """What it costs a launch to find room for all of its programs at once."""
@@ -151,8 +151,8 @@ def floor(work: Work, device: Device) -> float:
 def modelled_time(work: Work, config: Config, device: Device, registers: int | None = None, spills: int = 0) -> float:
     """Seconds from the first program's start to the last one's end; infinite where registers do not suffice.
 
-    Registers a thread and the bytes of it that spill may be given as the compiler reports them (targets.Resources);
-    otherwise registers are estimated, and none spills.
+    Registers and spilled bytes per thread may be given as the compiler reports them (targets.Resources); otherwise
+    registers are estimated, and none spills.
     """
     geometry, mode = work.geometry, work.mode
     registers = registers or registers_needed(work, config, device)
@@ -203,7 +203,7 @@ class Crowd:
     filled: float
     """Programs whose bytes an SM moves, with what is lost while it holds fewer than it might."""
     share: float
-    """Bytes a second that an SM moves."""
+    """Bytes per second that an SM moves."""
     speed: float
     """Instructions a second that an SM begins."""
     felt: float

@@ -69,7 +69,7 @@ def batch_norm(
         num_batches_tracked: a real tensor of one element, counted up in training; needed where momentum is None.
         axis: where the channels are, if not where torch has them; all other axes are reduced, without a copy.
         correction: 1 for the unbiased variance in running_var, as in torch; 0 for the biased one, as in Keras, which
-            exists for one value a channel too.
+            exists for one value per channel too.
         process_group: in training, the processes whose inputs are one batch, of which each has a part of any size, none
             included; all of them have to call. See SyncBatchNorm. None for this process alone.
 
@@ -82,7 +82,7 @@ def batch_norm(
     Raises:
         TypeError: an argument that is not a tensor, a number, a bool or a process group where one is needed.
         NotImplementedError: an input dtype or layout other than those named.
-        ValueError: eps out of its range; a correction that is neither 0 nor 1; one value a channel in training with
+        ValueError: eps out of its range; a correction that is neither 0 nor 1; one value per channel in training with
             correction 1; one running buffer without the other; an unknown activation; momentum None without
             num_batches_tracked.
         RuntimeError: no such axis; a vector or residual of the wrong size, dtype, layout or device; evaluation without

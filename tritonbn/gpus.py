@@ -20,7 +20,7 @@ class Device:
     """Most programs an SM holds."""
     l2_bytes: int
     bandwidth: float
-    """Of the memory, bytes a second."""
+    """Of the memory, bytes per second."""
     clock: float
     """Of the SMs under load, in hertz."""
     shared_bytes: int
@@ -28,9 +28,9 @@ class Device:
     reserved_shared: int = 0
     """Bytes of it that the driver keeps of every program."""
     registers: int = 65536
-    """32-bit registers an SM."""
+    """32-bit registers per SM."""
     register_step: int = 8
-    """Registers a thread are given out by so many."""
+    """Registers per thread are a multiple of this."""
     partitions: int = 4
     """Parts of an SM, each with its warps and its share of the registers."""
     warp_size: int = 32
@@ -55,7 +55,7 @@ class Device:
         return self.concurrent and self.backend == "cuda"
 
     def places(self, threads: int, registers: int, shared: int) -> int:
-        """How many programs an SM holds at once, of so many threads, registers a thread and bytes of shared memory."""
+        """Programs that an SM holds at once, of so many threads, registers per thread and bytes of shared memory."""
         warp = self.warp_size * self.register_step * math.ceil(registers / self.register_step)
         warps = self.partitions * (self.registers // self.partitions // warp)
         return min(
@@ -66,7 +66,7 @@ class Device:
         )
 
     def most_registers(self, threads: int, programs: int) -> int:
-        """Registers a thread with which an SM still holds so many programs of so many threads."""
+        """Registers per thread with which an SM still holds so many programs of so many threads."""
         warps = math.ceil(programs * threads / self.warp_size / self.partitions)
         return self.registers // self.partitions // (warps * self.warp_size) // self.register_step * self.register_step
 

@@ -49,7 +49,7 @@ class Inspection:
 
     @property
     def spills(self) -> int:
-        """The most of a launch, in bytes a thread."""
+        """The most of a launch, in bytes per thread."""
         return max((launch.resources.spills for launch in self.launches), default=0)
 
     @property
@@ -88,7 +88,7 @@ def occupancy(task: Task, launch: targets.Launch) -> float:
 
 
 def accesses(launch: targets.Launch) -> tuple[int, int]:
-    """Bytes a thread of the widest and of the narrowest access to global memory."""
+    """Bytes per thread of the widest and of the narrowest access to global memory."""
     widths = launch.resources.loads.keys() | launch.resources.stores.keys()
     return max(widths), min(widths)
 

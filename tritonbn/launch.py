@@ -143,7 +143,7 @@ class Plan:
     waits: bool = False
     """Whether programs wait for such as may not have started yet."""
     sign_bytes: int = 0
-    """Room for one bit an element."""
+    """Room for one bit per element."""
     config: Any = None
     """How the work is cut."""
     captured: Plan | None = None

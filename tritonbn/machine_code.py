@@ -28,15 +28,15 @@ class Resources:
     """What one compiled kernel needs."""
 
     registers: int
-    """Vector registers a thread."""
+    """Vector registers per thread."""
     spills: int
-    """Bytes a thread that do not fit into registers."""
+    """Bytes per thread that do not fit into registers."""
     shared: int
     """Bytes of shared memory a program."""
     loads: dict[int, int]
-    """Load instructions from global memory, by bytes a thread and access."""
+    """Load instructions from global memory, by bytes per thread and access."""
     stores: dict[int, int]
-    """Store instructions to global memory, by bytes a thread and access."""
+    """Store instructions to global memory, by bytes per thread and access."""
 
 
 def occupancy(resources: Resources, num_warps: int, device: Device) -> int:

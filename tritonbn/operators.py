@@ -55,8 +55,8 @@ SCHEMAS = {
 }
 """y, dx and dresidual lie like x; statistics are mean and invstd, (2, C). A gradient that is not wanted is empty.
 
-relu of a sum saves the residual, where eager calls save a bit an element: how many bytes those take depends on how the
-work is cut, which nobody knows while a graph is traced.
+relu of a sum saves the residual, where eager calls save one bit per element: how many bytes those take depends on how
+the work is cut, which nobody knows while a graph is traced.
 """
 
 NO_STATE: plan.State = (None, None, None, None)

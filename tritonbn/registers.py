@@ -24,7 +24,7 @@ from .devices import Device
 from .geometry import FULL_ACCESS
 
 SPARE_REGISTERS = 32
-"""Registers a thread for everything but the tile, a few results of other chunks included."""
+"""Registers per thread for everything but the tile, a few results of other chunks included."""
 
 FOLDING = 40
 """What folded tiles add to these."""
@@ -88,11 +88,13 @@ AMD = {"forward": 1.25, "backward": 1.15}
 """How much more elements of a resident pass take there, and dealing out their sums."""
 
 AMD_ROWS = {"forward": 1.9, "backward": 1.15}
-"""The same beside elements of rows."""
+"""The same, of what a channels-last program takes beside elements."""
 
-NARROW = 16
+WIDE_TILE = 16
+"""Channels beyond which a channels-last tile is wide."""
+
 WIDE = 8
-"""Channels-last tiles of more than so many channels take more."""
+"""Registers per thread that it takes then."""
 
 NARROWER = 1 / 8
 """Registers for each element where an access moves half as much as it might."""
@@ -107,7 +109,7 @@ REREAD_NARROWER = 1 / 4
 """The same of one that reads a part of its chunk again, at least."""
 
 HELD_SPARE = {"forward": 29, "backward": 27}
-"""Registers a thread of a resident program for everything but its chunk."""
+"""Registers per thread of a resident program for everything but its chunk."""
 
 HELD_FOLDED = {"forward": 25, "backward": 19}
 """What folded tiles add to these."""
@@ -123,7 +125,7 @@ REREAD = {
     ("backward", "rows"): 67,
     ("backward", "runs"): 67,
 }
-"""Registers a thread that reads a part of its chunk again, beside all that it keeps."""
+"""Registers of a thread that reads a part of its chunk again, beside all that it keeps."""
 
 REREAD_TILE = {"forward": 8, "backward": 0}
 """What each tile that is loaded at once adds: backward other things take more elsewhere."""
@@ -225,13 +227,13 @@ MOST_REGISTERS = 255
 
 
 def registers_needed(work: Work, config: Config, device: Device) -> int:
-    """Registers a thread that leave the compiler room for all that the tiles need."""
+    """Registers per thread that leave the compiler room for all that the tiles need."""
     needed = exactly_needed(work, config, device)
     return min(8 * math.ceil(needed / 8), max(MOST_REGISTERS, math.ceil(needed)))
 
 
 def fewest_rereads(work: Work, config: Config, registers: int, device: Device) -> int:
-    """Tiles of a chunk that have to be read again with so many registers a thread; 0 where not even one can be kept."""
+    """Tiles of a chunk to be read again with so many registers per thread; 0 where not even one can be kept."""
 
     def beyond(rereads: int) -> float:
         return exactly_needed(work, config.but(rereads=rereads), device) - registers
@@ -260,12 +262,12 @@ def exactly_needed(work: Work, config: Config, device: Device) -> float:
 
 
 def most_registers(config: Config, per_sm: int, device: Device) -> int:
-    """Registers a thread with which an SM still holds so many programs."""
+    """Registers per thread with which an SM still holds so many programs."""
     return min(MOST_REGISTERS, device.most_registers(config.num_warps * device.warp_size, per_sm))
 
 
 def held_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
-    """Of a resident program, so many elements a thread."""
+    """Of a resident program, so many elements per thread."""
     mode, layout, double = work.mode, work.read_by(config).layout, max(1, work.itemsize // 4)
     beside, element, least = (reread_registers if config.rereads else kept_registers)(work, config, per_thread)
     compiler = COMPILERS.get(device.arch if config.packed else device.backend, {})
@@ -316,7 +318,7 @@ def reread_registers(work: Work, config: Config, per_thread: int) -> tuple[float
 def streamed_registers(work: Work, config: Config, device: Device, per_thread: int) -> float:
     """Of a program that takes one tile after the other."""
     mode, double = work.mode, max(1, work.itemsize // 4)
-    fixed = SPARE_REGISTERS + (WIDE if work.read_by(config).layout == "rows" and config.block_c > NARROW else 0)
+    fixed = SPARE_REGISTERS + (WIDE if work.read_by(config).layout == "rows" and config.block_c > WIDE_TILE else 0)
     if config.lanes:
         fixed += FOLDING + (FOLDED_EPILOGUE if mode == "backward" and work.epilogue != "none" else 0)
     needed = fixed + per_thread * double * (STREAMED_ELEMENT[mode] + EPILOGUE_ELEMENT[work.epilogue][mode])

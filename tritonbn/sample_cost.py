@@ -63,8 +63,8 @@ def modelled_time(
 ) -> float:
     """Seconds from the first program's start to the last one's end; infinite where registers do not suffice.
 
-    Registers a thread and the bytes of it that spill may be given as the compiler reports them, the most of any launch;
-    otherwise registers are estimated, and none spills.
+    Registers and spilled bytes per thread may be given as the compiler reports them, the most of any launch; otherwise
+    registers are estimated, and none spills.
     """
     tile = Tile(work, config, device)
     per_sm = tile.places(registers or tile.registers)

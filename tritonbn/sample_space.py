@@ -35,7 +35,7 @@ class Space:
     run_tiles: tuple[int, ...] = ()
     """Of a run, whatever the GPU."""
     runs: tuple[float, ...] = ()
-    """Programs an SM that runs are cut for."""
+    """Programs per SM that runs are cut for."""
 
 
 WARPS = (1, 2, 4, 8, 16)
@@ -57,7 +57,7 @@ LONG = 8192
 """Elements of a tile of whole rows, from which on they may be cut as long ones too."""
 
 CROWDED = 16
-"""Programs an SM, above which no row needs to be cut for there to be enough of them."""
+"""Programs per SM, above which no row needs to be cut for there to be enough of them."""
 
 
 def space(work: Work, device: Device, share: int) -> Iterator[SampleConfig]:

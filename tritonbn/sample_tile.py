@@ -12,7 +12,7 @@ from .registers import MOST_REGISTERS
 from .sample_configs import SampleConfig
 
 SPARE_REGISTERS = 20
-"""Registers a thread for everything but what follows, as the compiler reports them."""
+"""Registers per thread for everything but what follows, as the compiler reports them."""
 
 ELEMENT = {
     ("sample_forward", "short"): 1.1,
@@ -56,7 +56,7 @@ class Tile:
 
     @property
     def registers(self) -> int:
-        """Registers a thread that leave the compiler room for all that the tile needs."""
+        """Registers per thread that leave the compiler room for all that the tile needs."""
         mode, config = self.work.mode, self.config
         held = self.elements * ELEMENT[mode, config.strategy] + self.columns * COLUMN[mode] + self.rows * ROW
         if (chunks := config.chunks(self.work.geometry)) > 1:

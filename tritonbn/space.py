@@ -56,7 +56,7 @@ MOST_MERGED = 262144
 """Most results of chunks, of all channels of a block together, that are merged, span by span if they are many."""
 
 MOST_CONVERTED = 32
-"""Elements of 16 bits a thread that may be kept as 32 bits, where they can be kept as they are."""
+"""16-bit elements per thread that may be kept in 32 bits, where they can be kept as they are."""
 
 MOST_THREADS = 256
 """Of a program: with more, no thread could have as many registers as there are."""
@@ -65,7 +65,7 @@ LEAST_WARPS = 2
 """Of a resident program, unless its tile is too small: cycle-level simulation has 2 to 4 at the front."""
 
 MOST_SHUFFLED = 8
-"""Elements a thread of a folded tile that one warp adds up alone, each of which all threads ask all others for."""
+"""Elements per thread of a folded tile that one warp adds up alone, each of which all threads ask all others for."""
 
 UNDER_WAY = (1, 2, 3, 4, 6, 8)
 """Blocks of channels that the GPU may have under way at once where their chunks are read again."""

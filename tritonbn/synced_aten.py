@@ -27,7 +27,7 @@ def moments(case: Case, x: Tensor) -> Tensor:
 
 
 def merge(gathered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance (C,) and number of values a channel of moments (ranks, 3 C + 1), by Chan's rule."""
+    """Mean, biased variance (C,) and number of values per channel of moments (ranks, 3 C + 1), by Chan's rule."""
     centre, offset, variance, values = gathered.tensor_split([n * (gathered.shape[1] // 3) for n in (1, 2, 3)], 1)
     share, some = values / values.sum().clamp(min=1), values > 0
     reference = centre.index_select(0, values.argmax().view(1))  # which the host need not know

@@ -43,7 +43,7 @@ class Launch:
 
     @property
     def num_warps(self) -> int:
-        """Warps a program."""
+        """Warps per program."""
         return self.metadata.num_warps
 
     @property
@@ -150,7 +150,7 @@ class CompilingDriver:
         return {"max_shared_mem": most, "name": self.device.name}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[Any, ...]:
-        """Module, function, registers, spills, and most threads a program."""
+        """Module, function, registers, spills, and most threads per program."""
         return name, name, 0, 0, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:

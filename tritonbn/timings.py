@@ -27,7 +27,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Key:
-    """What timings have in common that may stand for each other."""
+    """Timings of equal keys may stand for each other."""
 
     gpu: str
     """Its name, architecture and number of SMs."""

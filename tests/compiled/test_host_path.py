@@ -31,7 +31,7 @@ FORWARD = [("resident_forward_kernel", None)]
 BACKWARD = [("resident_backward_kernel", None)]
 SUMS = [("backward_kernel", "sums")]
 LARGE = (8, 64, 256, 256)
-"""Several chunks a channel."""
+"""Several chunks per channel."""
 
 
 def numbers(launch):

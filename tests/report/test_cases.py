@@ -45,7 +45,7 @@ def test_cases_are_distinct_and_have_a_variance():
     ],
 )
 def test_least_bytes(direction, fused, keras, moved):
-    """Every tensor once, in 16 bits: x and y; x, dy and dx; a residual or its gradient and a bit an element more."""
+    """Every tensor once, in 16 bits: x and y; x, dy and dx; a residual or its gradient and one bit per element more."""
     (case,) = one(directions=(direction,), fused=(fused,), keras=(keras,))
     assert case.least_bytes == pytest.approx(moved * 2 * case.elements)
 

@@ -58,9 +58,9 @@ COLUMNS = (
 )
 
 NOTES = (
-    "compiled: registers a thread, spilled bytes a thread, bytes of shared memory, part of an SM's threads that fits,",
+    "compiled: registers and spilled bytes per thread, bytes of shared memory, part of an SM's threads that fits,",
     "bytes of the widest and narrowest access to global memory.",
-    "modelled, not measured: bytes an element asked of memory and L2; time of the whole pass with these registers.",
+    "modelled, not measured: bytes per element asked of memory and L2; time of the whole pass with these registers.",
     "floor: every tensor moved once at the data sheet's bandwidth.",
     LEGEND,
 )

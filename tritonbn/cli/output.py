@@ -20,7 +20,7 @@ from rich.table import Table
 MARKS = {"tiles_per_chunk": "t", "chunk_tiles": "t", "run_tiles": "r", "stages": "s", "lanes": "l", "edges": "e"}
 
 LEGEND = (
-    "config: strategy, tile (channels x outer x inner), w warps, t tiles a chunk and r a run, s stages, l lanes, "
+    "config: strategy, tile (channels x outer x inner), w warps, t tiles per chunk and r a run, s stages, l lanes, "
     "e elements at the edges of a plane, packed, rereads so many tiles"
 )
 

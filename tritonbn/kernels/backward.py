@@ -1,6 +1,6 @@
 """Backward in chunks of several tiles: the sums of every chunk, then dx, for which x and dy are read again.
 
-With xhat = (x - mean) invstd, n elements a channel and dz the gradient before the activation (Ioffe and Szegedy, 2015):
+With xhat = (x - mean) invstd, n elements per channel, dz the gradient before the activation (Ioffe and Szegedy, 2015):
 dbias = sum dz, dweight = sum dz xhat, dx = weight invstd (dz - dbias / n - xhat dweight / n).
 PHASE "dataflow" is one launch of items in an order that lets the second reading find its tensors in the L2; "sums" and
 "gradients" are the two halves as launches of their own. The last chunk of a block to arrive merges them all.

@@ -40,7 +40,7 @@ def forward_kernel(
     average_factor,  # () or None: a weight of the new statistics that lives on the device, instead of momentum
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
-    signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
+    signs,  # bytes or None, written: one bit per element, whether the activation passes its gradient
     partials,  # of partials.py: each chunk's mean, as centre and offset, M2, and number of values;
     # if RANKS, then moments (3 C + 1) of this process, and for "normalize" nothing but those of all (RANKS, 3 C + 1)
     counters,  # of exchange.py, or None

@@ -19,7 +19,7 @@ def inference_kernel(
     weight, bias,  # (C,) or None
     running_mean, running_var,  # (C,)
     statistics,  # (2, C), written: mean, invstd; or None
-    signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
+    signs,  # bytes or None, written: one bit per element, whether the activation passes its gradient
     eps: tl.float64, slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks,
     x_o0, x_o1, x_o2, x_c, x_i,

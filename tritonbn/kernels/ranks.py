@@ -29,7 +29,7 @@ def send_moments(moments, item, view, centre, offset, variance, values):
 
 @triton.jit
 def merge_ranks(gathered, c, view, RANKS: tl.constexpr):
-    """Mean, biased variance [BLOCK_C] and number of values a channel of gathered (RANKS, 3 C + 1).
+    """Mean, biased variance [BLOCK_C] and number of values per channel of gathered (RANKS, 3 C + 1).
 
     By Chan's rule, in the order of the ranks; a process without values changes nothing, whatever its moments are.
     """
@@ -74,7 +74,7 @@ def send_sums(sums, item, view, sum_dz, sum_dz_x, values):
 
 @triton.jit
 def load_sums(sums, c, view):
-    """Both sums [BLOCK_C] over all processes, and their number of values a channel."""
+    """Both sums [BLOCK_C] over all processes, and their number of values per channel."""
     wide = tl.cast(view.channels, c.dtype)
     sum_dz = load_channels(sums, c, view)
     return sum_dz, load_channels(sums + wide, c, view), tl.load(sums + 2 * wide)

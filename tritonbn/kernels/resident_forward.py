@@ -30,7 +30,7 @@ def resident_forward_kernel(
     average_factor,  # () or None: a weight of the new statistics that lives on the device, instead of momentum
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
-    signs,  # bytes or None, written: a bit an element, whether the activation passes its gradient
+    signs,  # bytes or None, written: one bit per element, whether the activation passes its gradient
     partials,  # of partials.py: each chunk's mean, as centre and offset, M2, and number of values
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,

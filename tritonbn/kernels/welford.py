@@ -21,7 +21,7 @@ def finite_or_zero(value):
 
 @triton.jit
 def mean_of(tiles, edges, count, view):
-    """The mean [BLOCK_C] of tiles with `count` values a channel, edges (edges.py) included, and zeros elsewhere.
+    """The mean [BLOCK_C] of tiles with `count` values per channel, edges (edges.py) included, and zeros elsewhere.
 
     Without overflow, since values are scaled down before they are added where they might.
     Of 16-bit values that lie far from zero beside their deviation the sum is exact, so the mean is rounded once.

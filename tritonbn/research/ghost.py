@@ -53,7 +53,7 @@ class GhostBatchNorm1d(_GhostBatchNorm, BatchNorm1d):
     """Ghost batch norm (Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017): (N, C) or (N, C, L).
 
     In training consecutive samples are one of ceil(N / virtual_batch_size) virtual batches, whose sizes differ by one
-    at most, so that none is much smaller than the others; where one of them had but one value a channel, there is one
+    at most, so that none is much smaller than the others; where one of them had but one value per channel, there is one
     virtual batch less. Each is normalized by its own statistics, and updates the running buffers, in order, as a batch
     of its own: num_batches_tracked counts virtual batches, and momentum=None averages over all of them. In evaluation,
     and with virtual_batch_size samples or fewer, it is BatchNorm1d, whose state_dict and errors it has, and whose other
@@ -63,7 +63,7 @@ class GhostBatchNorm1d(_GhostBatchNorm, BatchNorm1d):
     do not compute, in graphs of torch.compile, where N is not the slowest axis in memory, or where a part begins at no
     multiple of 16 bytes, it is batch_norm of every part, concatenated.
 
-    ValueError for a virtual_batch_size that is no positive integer, and for virtual batches of one value a channel.
+    ValueError for a virtual_batch_size that is no positive integer, and for virtual batches of one value per channel.
     """
 
 
@@ -98,7 +98,7 @@ def ghost_batch_norm(given: Arguments, virtual_batch_size: int) -> Tensor:
 
 
 def sizes_of_parts(x: Tensor, size: int) -> list[int]:
-    """Of the virtual batches, in order; ValueError where one has one value a channel and no sample to take over."""
+    """Of the virtual batches, in order; ValueError where one has one value per channel and no sample to take over."""
     samples, values = x.shape[0], math.prod(x.shape[2:])
     number = -(-samples // size)
     if samples // number * values == 1:
