@@ -106,7 +106,7 @@ def steps(architecture: str = "sm_90") -> dict[str, float]:
         functional._cases.clear()
         module(x)
         (case,) = functional._cases.values()
-        values, launched = x.detach(), case.plan(plan.Forward, None, False)
+        values, launched = x.detach(), case.plan(plan.Forward(None, keeps_signs=False))
         y, saved = torch.empty_like(values), torch.empty_like(case.statistics)
         pointers = values, y, None, weight, bias, mean, var, None, state[2], saved, None, None, None
         parts = {
@@ -138,7 +138,7 @@ def first_calls(architecture: str = "sm_90") -> dict[tuple[int, ...], tuple[int,
 
             (taken,) = microseconds([first_call], calls=1, rounds=5)  # the round before them compiles
             (case,) = functional._cases.values()
-            work = plan.Forward.work(case, None, False)
+            work = plan.Forward(None, keeps_signs=False).work(case)
             found[shape] = len(list(space(work, case.device, counters.SHARE))), taken / 1e3
     return found
 

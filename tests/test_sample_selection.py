@@ -179,7 +179,7 @@ def test_if_nothing_compiles_the_reason_is_raised(monkeypatch):
 
 def work_and_device():
     (case,) = functional._cases.values()
-    return sample_plan.Forward.work(case, False), case.device
+    return sample_plan.Forward(keeps_statistics=False).work(case), case.device
 
 
 def test_a_conservative_config_computes_the_same(monkeypatch, runs):

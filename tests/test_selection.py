@@ -160,7 +160,7 @@ def test_what_was_timed_and_may_not_run_here_is_passed_over(runs):
 def case_work(case):
     from tritonbn.plan import Forward
 
-    return Forward.work(case, None, False)
+    return Forward(None, keeps_signs=False).work(case)
 
 
 def test_nothing_is_timed_while_a_graph_is_captured(runs, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from .backends import innermost_transform
 from .geometry import describe
-from .launch import Plan, Strides, statistics_dtype, walkable_beside
-from .plans import Plans, reraise
+from .launch import Strides, statistics_dtype, walkable_beside
+from .plans import Plans
 
 SIGNED = ("relu", "leaky_relu")
 """Activations whose derivative a bit tells."""
@@ -92,10 +91,3 @@ def form(shape: torch.Size, axis: int, itemsize: int, *strides: Strides) -> tupl
     """How rows of the fast axis lie, whatever the strides between them."""
     geometry = describe(shape, axis, *strides)
     return geometry.channels_last, geometry.inner, geometry.fold(itemsize)
-
-
-def fixed(case: Case, plan: Plan) -> Case:
-    """The case with this plan for everything, and no other if it does not run."""
-    found = copy.copy(case)
-    found.plan, found.without = lambda *_: plan, reraise
-    return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import scratch
-from .case import Case, fixed
+from .case import Case
 from .configs import WRITTEN, Config, Epilogue, Mode, Work
 from .cutting import cut_keywords, cut_plan, deals, resident_keywords
 from .geometry import MOST_AXES, describe
@@ -50,7 +50,8 @@ def training_forward(
     if not case.dense:
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
     average_factor, number = momentum_arguments(momentum)
-    plan = case.plan(Forward, lies, keeps_signs)
+    wanted = Forward(lies, keeps_signs)
+    plan = case.plan(wanted)
     signs = plan.signs(x) if keeps_signs else None
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
     try:
@@ -64,7 +65,7 @@ def training_forward(
         if not case.dense:
             write_back((running_mean, running_var), (mean, var))
         return y, statistics, signs
-    with case.without(failure, Forward, lies, keeps_signs):  # not in the handler, where a chain of contexts would grow
+    with case.without(failure, wanted):
         return training_forward(case, x, weight, bias, residual, state, keeps_signs, y)
 
 
@@ -87,14 +88,15 @@ def inference(
     mean, var = state[:2]
     if not case.dense:
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
-    plan = case.plan(Inference, lies, keeps_statistics, keeps_signs)
+    wanted = Inference(lies, keeps_statistics, keeps_signs)
+    plan = case.plan(wanted)
     signs = plan.signs(x) if keeps_signs else None
     try:
         plan.run(case.place, x, y, residual, weight, bias, mean, var, statistics, signs, case.eps, case.slope)
         return y, statistics, signs
     except UnfitError as raised:
         failure = raised
-    with case.without(failure, Inference, lies, keeps_statistics, keeps_signs):
+    with case.without(failure, wanted):
         return inference(case, x, weight, bias, residual, state, keeps_statistics, keeps_signs)
 
 
@@ -119,11 +121,11 @@ def backward(
         lies = residual.stride()
     if not case.dense:
         weight, bias = dense(weight), dense(bias)
-    key = (
+    wanted = Backward(
         dy.stride(), lies,
         signs is not None, dx is not None, dresidual is not None, dweight is not None, dbias is not None,
     )  # fmt: skip
-    plan = case.plan(Backward, *key)
+    plan = case.plan(wanted)
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
     try:
         plan.run(
@@ -133,7 +135,7 @@ def backward(
         return
     except UnfitError as raised:
         failure = raised
-    with case.without(failure, Backward, *key):
+    with case.without(failure, wanted):
         backward(case, x, dy, weight, bias, statistics, residual, signs, dx, dresidual, dweight, dbias)
 
 
@@ -164,16 +166,17 @@ SPLIT_FORWARD = [{"PHASE": "statistics"}, {"PHASE": "normalize"}]
 SPLIT_BACKWARD = [{"PHASE": "sums"}, {"PHASE": "gradients"}]
 
 
-class Forward:
-    """A training forward pass, of a residual that lies so and with signs or without."""
+class Forward(NamedTuple):
+    """A training forward pass."""
 
-    @staticmethod
-    def work(case: Case, residual: Strides | None, keeps_signs: bool) -> Work:
+    residual: Strides | None
+    keeps_signs: bool
+
+    def work(self, case: Case) -> Work:
         """What a config is chosen for."""
-        return work_of(case, "forward", residual, case.x, case.like, writes_signs=keeps_signs)
+        return work_of(case, "forward", self.residual, case.x, case.like, writes_signs=self.keeps_signs)
 
-    @staticmethod
-    def plan(case: Case, work: Work, config: Config, residual: Strides | None, keeps_signs: bool) -> Plan:
+    def plan(self, case: Case, work: Work, config: Config) -> Plan:
         """The launches, cut so."""
         keywords = cut_keywords(work, config, case, whole=config.strategy == "resident")
         keywords |= {"CORRECTION": case.correction, "CUMULATIVE": case.cumulative}
@@ -184,75 +187,75 @@ class Forward:
         phases = [{"PHASE": "dataflow"}] if config.strategy == "dataflow" else SPLIT_FORWARD
         return cut_plan(forward_kernel, case, work, config, keywords, phases)
 
-    @staticmethod
-    def trial(case: Case, residual: Strides | None, keeps_signs: bool) -> Callable[[Plan], None]:
+    def trial(self, case: Case) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        x, beside = scratch.like(case, case.x), scratch.like(case, residual)
+        x, beside = scratch.like(case, case.x), scratch.like(case, self.residual)
         mean, var, weight, bias, counter = scratch.vectors(case)
         state = mean, var, counter, None if case.cumulative else 0.1
 
         def run(plan: Plan) -> None:
-            training_forward(fixed(case, plan), x, weight, bias, beside, state, keeps_signs)
+            training_forward(case.fixed(plan), x, weight, bias, beside, state, self.keeps_signs)
 
         return run
 
 
-class Inference:
+class Inference(NamedTuple):
     """A forward pass with given statistics, in one launch."""
 
-    @staticmethod
-    def work(case: Case, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool) -> Work:
-        """What a config is chosen for."""
-        return work_of(case, "inference", residual, case.x, case.like, writes_signs=keeps_signs)
+    residual: Strides | None
+    keeps_statistics: bool
+    keeps_signs: bool
 
-    @staticmethod
-    def plan(
-        case: Case, work: Work, config: Config, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool
-    ) -> Plan:
+    def work(self, case: Case) -> Work:
+        """What a config is chosen for."""
+        return work_of(case, "inference", self.residual, case.x, case.like, writes_signs=self.keeps_signs)
+
+    def plan(self, case: Case, work: Work, config: Config) -> Plan:
         """The launches, cut so."""
         keywords = cut_keywords(work, config, case, whole=True)
         keywords["DEAL"] = deals(config, case)
         return cut_plan(inference_kernel, case, work, config, keywords, [{}])
 
-    @staticmethod
-    def trial(
-        case: Case, residual: Strides | None, keeps_statistics: bool, keeps_signs: bool
-    ) -> Callable[[Plan], None]:
+    def trial(self, case: Case) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        x, beside = scratch.like(case, case.x), scratch.like(case, residual)
+        x, beside = scratch.like(case, case.x), scratch.like(case, self.residual)
         mean, var, weight, bias, _ = scratch.vectors(case)
+        state = mean, var, None, None
 
         def run(plan: Plan) -> None:
-            inference(
-                fixed(case, plan), x, weight, bias, beside, (mean, var, None, None), keeps_statistics, keeps_signs
-            )
+            inference(case.fixed(plan), x, weight, bias, beside, state, self.keeps_statistics, self.keeps_signs)
 
         return run
 
 
-class Backward:
+class Backward(NamedTuple):
     """A backward pass; if dx does not depend on the sums, one sweep without waiting does it all."""
 
-    @staticmethod
-    def work(
-        case: Case,
-        dy: Strides,
-        residual: Strides | None,
-        signs: bool,
-        dx: bool,
-        dresidual: bool,
-        dweight: bool,
-        dbias: bool,
-    ) -> Work:
-        """What a config is chosen for."""
-        mode = "backward" if case.training and dx else "sums" if dweight or dbias else "elementwise"
-        reads_x = mode == "elementwise" and case.activation is not None and not signs
-        written = dx + dresidual - WRITTEN[mode]
-        strides = case.x, dy, case.like
-        return work_of(case, mode, residual, *strides, reads_signs=signs, reads_x=reads_x, also_written=written)
+    dy: Strides
+    residual: Strides | None
+    signs: bool
+    dx: bool
+    dresidual: bool
+    dweight: bool
+    dbias: bool
 
-    @staticmethod
-    def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
+    def work(self, case: Case) -> Work:
+        """What a config is chosen for."""
+        adds = self.dweight or self.dbias
+        mode = "backward" if case.training and self.dx else "sums" if adds else "elementwise"
+        return work_of(
+            case,
+            mode,
+            self.residual,
+            case.x,
+            self.dy,
+            case.like,
+            reads_signs=self.signs,
+            reads_x=mode == "elementwise" and case.activation is not None and not self.signs,
+            also_written=self.dx + self.dresidual - WRITTEN[mode],
+        )
+
+    def plan(self, case: Case, work: Work, config: Config) -> Plan:
         """The launches, cut so."""
         strategy = config.strategy if work.mode == "backward" else "sweep"
         keywords = cut_keywords(work, config, case, whole=strategy == "resident")
@@ -263,30 +266,18 @@ class Backward:
         keywords |= {"TRAINING": case.training, "STAGES": config.stages, "RANKS": 0}
         return cut_plan(backward_kernel, case, work, config, keywords, phases)
 
-    @staticmethod
-    def trial(
-        case: Case,
-        dy: Strides,
-        residual: Strides | None,
-        signs: bool,
-        dx: bool,
-        dresidual: bool,
-        dweight: bool,
-        dbias: bool,
-    ) -> Callable[[Plan], None]:
+    def trial(self, case: Case) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        x, gradient, statistics, weight, shift = backward_scratch(case, dy, signs)
-        beside, dx_of, dresidual_of = (
-            scratch.like(case, strides)
-            for strides in (residual, case.like if dx else None, case.like if dresidual else None)
-        )
-        dweight_of = torch.empty_like(weight) if dweight else None
-        dbias_of = case.empty_vector(case.bias_dtype) if dbias else None
+        x, dy, statistics, weight, bias = backward_scratch(case, self.dy, self.signs)
+        residual = scratch.like(case, self.residual)
+        dx, dresidual = (scratch.like(case, case.like if wanted else None) for wanted in (self.dx, self.dresidual))
+        dweight = torch.empty_like(weight) if self.dweight else None
+        dbias = case.empty_vector(case.bias_dtype) if self.dbias else None
 
         def run(plan: Plan) -> None:
-            bits = plan.signs(x) if signs else None
-            given = weight, shift, statistics, beside, bits
-            backward(fixed(case, plan), x, gradient, *given, dx_of, dresidual_of, dweight_of, dbias_of)
+            signs = plan.signs(x) if self.signs else None
+            given = weight, bias, statistics, residual, signs
+            backward(case.fixed(plan), x, dy, *given, dx, dresidual, dweight, dbias)
 
         return run
 

@@ -52,8 +52,8 @@ class Problem:
         return self.residual and self.activation in SIGNED
 
 
-Call = tuple[Case | SampleCase, Pass, tuple[Any, ...]]
-"""A case, and the pass and key that Case.plan takes."""
+Call = tuple[Case | SampleCase, Pass]
+"""A case, and a pass of it."""
 
 
 def batch_norm(problem: Problem, place: torch.device, training: bool) -> Case:
@@ -83,21 +83,27 @@ def batch_norm(problem: Problem, place: torch.device, training: bool) -> Case:
 def forward(problem: Problem, place: torch.device) -> Call:
     """The forward pass of a training step."""
     case = batch_norm(problem, place, training=True)
-    return case, plan.Forward, (case.x if problem.residual else None, problem.keeps_signs)
+    return case, plan.Forward(case.x if problem.residual else None, problem.keeps_signs)
 
 
 def inference(problem: Problem, place: torch.device) -> Call:
     """Evaluation, without gradients."""
     case = batch_norm(problem, place, training=False)
-    return case, plan.Inference, (case.x if problem.residual else None, False, False)
+    return case, plan.Inference(case.x if problem.residual else None, keeps_statistics=False, keeps_signs=False)
 
 
 def backward(problem: Problem, place: torch.device) -> Call:
     """The backward pass of a training step: all gradients."""
     case = batch_norm(problem, place, training=True)
-    residual = case.x if problem.residual and problem.activation == "silu" else None
-    separate = problem.residual and problem.activation is not None
-    return case, plan.Backward, (case.like, residual, problem.keeps_signs, True, separate, True, True)
+    return case, plan.Backward(
+        dy=case.like,
+        residual=case.x if problem.residual and problem.activation == "silu" else None,
+        signs=problem.keeps_signs,
+        dx=True,
+        dresidual=problem.residual and problem.activation is not None,
+        dweight=True,
+        dbias=True,
+    )
 
 
 def sample_norm(problem: Problem, place: torch.device) -> SampleCase:
@@ -112,13 +118,13 @@ def sample_norm(problem: Problem, place: torch.device) -> SampleCase:
 
 def sample_forward(problem: Problem, place: torch.device) -> Call:
     """Sample norm's forward pass of a training step."""
-    return sample_norm(problem, place), sample_plan.Forward, (True,)
+    return sample_norm(problem, place), sample_plan.Forward(keeps_statistics=True)
 
 
 def sample_backward(problem: Problem, place: torch.device) -> Call:
     """Sample norm's backward pass: all gradients."""
     case = sample_norm(problem, place)
-    return case, sample_plan.Backward, (case.like, True, True, True)
+    return case, sample_plan.Backward(case.like, dx=True, dweight=True, dbias=True)
 
 
 MODES: dict[str, Callable[[Problem, torch.device], Call]] = {
@@ -140,8 +146,8 @@ class Task:
     def __init__(self, problem: Problem, place: torch.device) -> None:
         """For tensors on `place`, planned for the current device; raises what a call with such an input would."""
         self.problem = problem
-        self.case, self.kind, self.key = MODES[problem.mode](problem, place)
-        self.work: Work = self.kind.work(self.case, *self.key)
+        self.case, self.wanted = MODES[problem.mode](problem, place)
+        self.work: Work = self.wanted.work(self.case)
 
     @property
     def device(self) -> Device:
@@ -165,4 +171,4 @@ class Task:
 
     def trial(self) -> Trial:
         """What runs the pass once, cut by a config, on tensors of its own, which live as long as it does."""
-        return self.case.trial(self.work, self.kind, self.key)
+        return self.case.trial(self.work, self.wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .kernels import (
     sample_row_sums_kernel,
     sample_short_forward_kernel,
 )
-from .launch import Plan, Strides, UnfitError, dense, steps, tile_keywords, walkable_beside
+from .launch import Plan, Strides, dense, steps, tile_keywords, walkable_beside
 from .sample_case import SampleCase
 from .sample_configs import MERGE_WARPS, MERGED_COLUMNS, MERGED_RUNS, SampleConfig
 
@@ -29,32 +29,17 @@ def forward(
     case: SampleCase, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keeps_statistics: bool
 ) -> tuple[Tensor, Tensor | None]:
     """y like x, and if a backward pass may follow the statistics (2, rows): mean and sigma, in the order of y."""
-    plan = case.plan(Forward, keeps_statistics)
-    try:
-        return launch_forward(plan, case, x, weight, bias, eps, keeps_statistics)
-    except UnfitError as raised:
-        failure = raised
-    with case.without(failure, Forward, keeps_statistics):  # not in the handler, where a chain of contexts would grow
-        return forward(case, x, weight, bias, eps, keeps_statistics)
-
-
-def launch_forward(
-    plan: Plan,
-    case: SampleCase,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    keeps_statistics: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The same by this plan."""
     y, statistics = torch.empty_like(x), case.statistics() if keeps_statistics else None
     if not case.dense:
         weight, bias = dense(weight), dense(bias)
-    if plan.kernel is sample_long_forward_kernel:
-        plan.run(case.place, x, y, weight, bias, statistics, plan.workspace(x), eps)
-    else:
-        plan.run(case.place, x, y, weight, bias, statistics, eps)
+
+    def launch(plan: Plan) -> None:
+        if plan.kernel is sample_long_forward_kernel:
+            plan.run(case.place, x, y, weight, bias, statistics, plan.workspace(x), eps)
+        else:
+            plan.run(case.place, x, y, weight, bias, statistics, eps)
+
+    case.run(Forward(keeps_statistics), launch)
     return y, statistics
 
 
@@ -70,51 +55,32 @@ def backward(
     dbias: Tensor | None,
 ) -> None:
     """Fill those of the gradients that are given."""
-    dy = walkable_beside(x, case.axis, dy)
-    key = dy.stride(), dx is not None, dweight is not None, dbias is not None
-    plan = case.plan(Backward, *key)
-    try:
-        return launch_backward(plan, case, x, dy, weight, statistics, eps, dx, dweight, dbias)
-    except UnfitError as raised:
-        failure = raised
-    with case.without(failure, Backward, *key):
-        backward(case, x, dy, weight, statistics, eps, dx, dweight, dbias)
+    dy, weight = walkable_beside(x, case.axis, dy), dense(weight)
+
+    def launch(plan: BackwardPlan) -> None:  # perhaps again after a part of it
+        row_sums, column_sums = None, None
+        if plan.row_sums is not None:
+            row_sums = plan.row_sums.workspace(x)
+            plan.row_sums.run(case.place, x, dy, weight, statistics, row_sums, eps)
+        if plan.columns is not None:
+            column_sums = plan.gradients.workspace(x)
+        plan.gradients.run(case.place, x, dy, dx, weight, statistics, row_sums, column_sums, eps)
+        if plan.columns is not None:
+            plan.columns.run(case.place, column_sums, dweight, dbias)
+
+    case.run(Backward(dy.stride(), dx is not None, dweight is not None, dbias is not None), launch)
 
 
-def launch_backward(
-    plan: BackwardPlan,
-    case: SampleCase,
-    x: Tensor,
-    dy: Tensor,
-    weight: Tensor | None,
-    statistics: Tensor,
-    eps: float,
-    dx: Tensor | None,
-    dweight: Tensor | None,
-    dbias: Tensor | None,
-) -> None:
-    """The same by this plan, which may be run again after a part of it."""
-    weight, row_sums, column_sums = dense(weight), None, None
-    if plan.row_sums is not None:
-        row_sums = plan.row_sums.workspace(x)
-        plan.row_sums.run(case.place, x, dy, weight, statistics, row_sums, eps)
-    if plan.columns is not None:
-        column_sums = plan.gradients.workspace(x)
-    plan.gradients.run(case.place, x, dy, dx, weight, statistics, row_sums, column_sums, eps)
-    if plan.columns is not None:
-        plan.columns.run(case.place, column_sums, dweight, dbias)
-
-
-class Forward:
+class Forward(NamedTuple):
     """A forward pass, with statistics for a backward pass or without."""
 
-    @staticmethod
-    def work(case: SampleCase, keeps_statistics: bool) -> Work:
+    keeps_statistics: bool
+
+    def work(self, case: SampleCase) -> Work:
         """What a config is chosen for."""
         return case.work("sample_forward", case.x, case.like)
 
-    @staticmethod
-    def plan(case: SampleCase, work: Work, config: SampleConfig, keeps_statistics: bool) -> Plan:
+    def plan(self, case: SampleCase, work: Work, config: SampleConfig) -> Plan:
         """One launch, or two where several programs share a row."""
         geometry, keywords = work.geometry, tile_keywords(work.geometry, config, case.dtype)
         chunks, runs = config.chunks(geometry), config.runs(geometry)
@@ -131,13 +97,12 @@ class Forward:
             config=config,
         )
 
-    @staticmethod
-    def trial(case: SampleCase, keeps_statistics: bool) -> Callable[[Plan], None]:
+    def trial(self, case: SampleCase) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
         x, weight, bias = scratch.like(case, case.x), *ones(case)
 
         def run(plan: Plan) -> None:
-            launch_forward(plan, case, x, weight, bias, 1e-3, keeps_statistics)
+            forward(case.fixed(plan), x, weight, bias, 1e-3, self.keeps_statistics)
 
         return run
 
@@ -153,18 +118,19 @@ class BackwardPlan:
     """No program waits for another."""
 
 
-class Backward:
+class Backward(NamedTuple):
     """A backward pass for a dy that lies so, and for those gradients that are wanted."""
 
-    @staticmethod
-    def work(case: SampleCase, dy: Strides, dx: bool, dweight: bool, dbias: bool) -> Work:
-        """What a config is chosen for."""
-        return case.work("sample_backward", case.x, dy, case.like)
+    dy: Strides
+    dx: bool
+    dweight: bool
+    dbias: bool
 
-    @staticmethod
-    def plan(
-        case: SampleCase, work: Work, config: SampleConfig, dy: Strides, dx: bool, dweight: bool, dbias: bool
-    ) -> BackwardPlan:
+    def work(self, case: SampleCase) -> Work:
+        """What a config is chosen for."""
+        return case.work("sample_backward", case.x, self.dy, case.like)
+
+    def plan(self, case: SampleCase, work: Work, config: SampleConfig) -> BackwardPlan:
         """Up to three launches."""
         geometry, keywords = work.geometry, tile_keywords(work.geometry, config, case.dtype)
         chunks, runs = config.chunks(geometry), config.runs(geometry)
@@ -183,22 +149,21 @@ class Backward:
             config=config,
         )
         return BackwardPlan(
-            row_sums if config.strategy == "long" and dx else None,
+            row_sums if config.strategy == "long" and self.dx else None,
             gradients,
-            columns_plan(geometry, config, keywords["ACCUMULATOR"]) if dweight or dbias else None,
+            columns_plan(geometry, config, keywords["ACCUMULATOR"]) if self.dweight or self.dbias else None,
         )
 
-    @staticmethod
-    def trial(case: SampleCase, dy: Strides, dx: bool, dweight: bool, dbias: bool) -> Callable[[BackwardPlan], None]:
+    def trial(self, case: SampleCase) -> Callable[[BackwardPlan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        x, gradient, weight = scratch.like(case, case.x), scratch.like(case, dy), ones(case)[0]
+        x, dy, weight = scratch.like(case, case.x), scratch.like(case, self.dy), ones(case)[0]
         statistics = case.statistics().fill_(1)
-        dx_of = scratch.like(case, case.like) if dx else None
-        dweight_of = case.vector(case.weight) if dweight else None
-        dbias_of = case.vector(case.bias) if dbias else None
+        dx = scratch.like(case, case.like) if self.dx else None
+        dweight = case.vector(case.weight) if self.dweight else None
+        dbias = case.vector(case.bias) if self.dbias else None
 
         def run(plan: BackwardPlan) -> None:
-            launch_backward(plan, case, x, gradient, weight, statistics, 1e-3, dx_of, dweight_of, dbias_of)
+            backward(case.fixed(plan), x, dy, weight, statistics, 1e-3, dx, dweight, dbias)
 
         return run
 

@@ -7,22 +7,20 @@ the second launch but what the other processes send.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import scratch
-from .case import Case, fixed
+from .case import Case
 from .configs import Config, Work
 from .cutting import cut_keywords, cut_plan
 from .kernels import backward_kernel, forward_kernel
-from .launch import Plan, Strides, UnfitError, dense
+from .launch import Plan, Strides, dense
 from .plan import State, backward_scratch, momentum_arguments, walkable_dy, work_of, write_back
-from .plans import Pass
 
 Arrived = Callable[[], None]
-Result = TypeVar("Result")
 
 
 def moments(case: Case, x: Tensor) -> Tensor:
@@ -36,7 +34,7 @@ def moments(case: Case, x: Tensor) -> Tensor:
         )  # fmt: skip
         return partials[-size_of_moments(case) :]
 
-    return with_plan(case, launch, Moments)
+    return case.run(Moments(), launch)
 
 
 def normalize(
@@ -69,7 +67,7 @@ def normalize(
         return signs
 
     lies = None if residual is None else residual.stride()
-    signs = with_plan(case, launch, Normalize, gathered.shape[0], lies, keeps_signs)
+    signs = case.run(Normalize(gathered.shape[0], lies, keeps_signs), launch)
     write_back(tuple(running), (mean, var))
     return y, statistics, signs
 
@@ -97,8 +95,9 @@ def sums(
         )  # fmt: skip
         return partials[-size_of_sums(case) :]
 
+    lies = None if residual is None else residual.stride()
     given = signs is not None, dresidual is not None, dweight is not None, dbias is not None
-    return with_plan(case, launch, Sums, dy.stride(), None if residual is None else residual.stride(), *given)
+    return case.run(Sums(dy.stride(), lies, *given), launch)
 
 
 def gradients(
@@ -124,7 +123,7 @@ def gradients(
         )  # fmt: skip
 
     lies = None if residual is None else residual.stride()
-    with_plan(case, launch, Gradients, dy.stride(), lies, signs is not None)
+    case.run(Gradients(dy.stride(), lies, signs is not None), launch)
     return dx
 
 
@@ -146,130 +145,120 @@ def size_of_sums(case: Case) -> int:
     return 2 * case.channels + 1
 
 
-def with_plan(case: Case, launch: Callable[[Plan], Result], kind: Pass, *key: Any) -> Result:
-    """launch(plan) of a pass, by another plan if one turns out not to run."""
-    try:
-        return launch(case.plan(kind, *key))
-    except UnfitError as raised:
-        failure = raised
-    with case.without(failure, kind, *key):
-        return with_plan(case, launch, kind, *key)
-
-
-class Moments:
+class Moments(NamedTuple):
     """The first half of a training forward pass."""
 
-    @staticmethod
-    def work(case: Case) -> Work:
+    def work(self, case: Case) -> Work:
         """What a config is chosen for."""
         return work_of(case, "moments", None, case.x, case.x)
 
-    @staticmethod
-    def plan(case: Case, work: Work, config: Config) -> Plan:
+    def plan(self, case: Case, work: Work, config: Config) -> Plan:
         """The launch, cut so."""
         keywords = forward_keywords(case, work, config) | {"RANKS": 1}
         phases = [{"PHASE": "statistics"}]
         return cut_plan(forward_kernel, case, work, config, keywords, phases, sends=size_of_moments(case))
 
-    @staticmethod
-    def trial(case: Case) -> Callable[[Plan], None]:
+    def trial(self, case: Case) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
         x = scratch.like(case, case.x)
 
         def run(plan: Plan) -> None:
-            moments(fixed(case, plan), x)
+            moments(case.fixed(plan), x)
 
         return run
 
 
-class Normalize:
-    """The second half, of so many processes."""
+class Normalize(NamedTuple):
+    """The second half."""
 
-    @staticmethod
-    def work(case: Case, ranks: int, residual: Strides | None, keeps_signs: bool) -> Work:
+    ranks: int
+    residual: Strides | None
+    keeps_signs: bool
+
+    def work(self, case: Case) -> Work:
         """What a config is chosen for."""
-        return work_of(case, "normalize", residual, case.x, case.like, writes_signs=keeps_signs)
+        return work_of(case, "normalize", self.residual, case.x, case.like, writes_signs=self.keeps_signs)
 
-    @staticmethod
-    def plan(case: Case, work: Work, config: Config, ranks: int, residual: Strides | None, keeps_signs: bool) -> Plan:
+    def plan(self, case: Case, work: Work, config: Config) -> Plan:
         """The launch, cut so."""
-        keywords = forward_keywords(case, work, config) | {"RANKS": ranks}
+        keywords = forward_keywords(case, work, config) | {"RANKS": self.ranks}
         phases = [{"PHASE": "normalize"}]
         counts = case.cumulative
         return cut_plan(forward_kernel, case, work, config, keywords, phases, always_counts=counts)
 
-    @staticmethod
-    def trial(case: Case, ranks: int, residual: Strides | None, keeps_signs: bool) -> Callable[[Plan], None]:
+    def trial(self, case: Case) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        x, beside = scratch.like(case, case.x), scratch.like(case, residual)
+        x, residual = scratch.like(case, case.x), scratch.like(case, self.residual)
         mean, var, weight, bias, counter = scratch.vectors(case)
         state = mean, var, counter, None if case.cumulative else 0.1
-        gathered = torch.ones((ranks, size_of_moments(case)), dtype=case.statistics.dtype, device=case.place)
+        gathered = torch.ones((self.ranks, size_of_moments(case)), dtype=case.statistics.dtype, device=case.place)
 
         def run(plan: Plan) -> None:
-            normalize(fixed(case, plan), x, weight, bias, beside, state, keeps_signs, gathered, nothing)
+            normalize(case.fixed(plan), x, weight, bias, residual, state, self.keeps_signs, gathered, nothing)
 
         return run
 
 
-class Sums:
+class Sums(NamedTuple):
     """The first half of a backward pass."""
 
-    @staticmethod
-    def work(
-        case: Case, dy: Strides, residual: Strides | None, signs: bool, dresidual: bool, dweight: bool, dbias: bool
-    ) -> Work:
-        """What a config is chosen for."""
-        strides = case.x, dy, case.like
-        return work_of(case, "sums", residual, *strides, reads_signs=signs, also_written=dresidual)
+    dy: Strides
+    residual: Strides | None
+    signs: bool
+    dresidual: bool
+    dweight: bool
+    dbias: bool
 
-    @staticmethod
-    def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
+    def work(self, case: Case) -> Work:
+        """What a config is chosen for."""
+        strides = case.x, self.dy, case.like
+        return work_of(case, "sums", self.residual, *strides, reads_signs=self.signs, also_written=self.dresidual)
+
+    def plan(self, case: Case, work: Work, config: Config) -> Plan:
         """The launch, cut so."""
         keywords = backward_keywords(case, work, config)
         return cut_plan(backward_kernel, case, work, config, keywords, [{"PHASE": "sums"}], sends=size_of_sums(case))
 
-    @staticmethod
-    def trial(
-        case: Case, dy: Strides, residual: Strides | None, signs: bool, dresidual: bool, dweight: bool, dbias: bool
-    ) -> Callable[[Plan], None]:
+    def trial(self, case: Case) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        x, gradient, statistics, weight, shift = backward_scratch(case, dy, signs)
-        beside, dresidual_of = (scratch.like(case, each) for each in (residual, case.like if dresidual else None))
-        dweight_of = torch.empty_like(weight) if dweight else None
-        dbias_of = case.empty_vector(case.bias_dtype) if dbias else None
+        x, dy, statistics, weight, bias = backward_scratch(case, self.dy, self.signs)
+        residual = scratch.like(case, self.residual)
+        dresidual = scratch.like(case, case.like if self.dresidual else None)
+        dweight = torch.empty_like(weight) if self.dweight else None
+        dbias = case.empty_vector(case.bias_dtype) if self.dbias else None
 
         def run(plan: Plan) -> None:
-            bits = plan.signs(x) if signs else None
-            given = weight, shift, statistics, beside, bits
-            sums(fixed(case, plan), x, gradient, *given, dresidual_of, dweight_of, dbias_of)
+            signs = plan.signs(x) if self.signs else None
+            given = weight, bias, statistics, residual, signs
+            sums(case.fixed(plan), x, dy, *given, dresidual, dweight, dbias)
 
         return run
 
 
-class Gradients:
+class Gradients(NamedTuple):
     """The second half."""
 
-    @staticmethod
-    def work(case: Case, dy: Strides, residual: Strides | None, signs: bool) -> Work:
-        """What a config is chosen for."""
-        return work_of(case, "gradients", residual, case.x, dy, case.like, reads_signs=signs)
+    dy: Strides
+    residual: Strides | None
+    signs: bool
 
-    @staticmethod
-    def plan(case: Case, work: Work, config: Config, *_: Any) -> Plan:
+    def work(self, case: Case) -> Work:
+        """What a config is chosen for."""
+        return work_of(case, "gradients", self.residual, case.x, self.dy, case.like, reads_signs=self.signs)
+
+    def plan(self, case: Case, work: Work, config: Config) -> Plan:
         """The launch, cut so."""
         keywords = backward_keywords(case, work, config)
         return cut_plan(backward_kernel, case, work, config, keywords, [{"PHASE": "gradients"}])
 
-    @staticmethod
-    def trial(case: Case, dy: Strides, residual: Strides | None, signs: bool) -> Callable[[Plan], None]:
+    def trial(self, case: Case) -> Callable[[Plan], None]:
         """What runs a plan once, on tensors that nobody else holds."""
-        x, gradient, statistics, weight, shift = backward_scratch(case, dy, signs)
-        beside, added = scratch.like(case, residual), statistics.new_ones(size_of_sums(case))
+        x, dy, statistics, weight, bias = backward_scratch(case, self.dy, self.signs)
+        residual, added = scratch.like(case, self.residual), statistics.new_ones(size_of_sums(case))
 
         def run(plan: Plan) -> None:
-            bits = plan.signs(x) if signs else None
-            gradients(fixed(case, plan), x, gradient, weight, shift, statistics, beside, bits, added, nothing)
+            signs = plan.signs(x) if self.signs else None
+            gradients(case.fixed(plan), x, dy, weight, bias, statistics, residual, signs, added, nothing)
 
         return run
 

@@ -168,7 +168,7 @@ def test_a_kernel_whose_loading_failed_is_loaded_again(monkeypatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(targets.CompilingDriver, "load_binary", load)
-    with targets.compiling_for("L4") as recorded:  # of no other test: kernels stay loaded
+    with targets.compiling_for("A100 40GB") as recorded:  # of no other test: kernels stay loaded
         with pytest.raises(RuntimeError, match="out of memory"):
             train()
         train()

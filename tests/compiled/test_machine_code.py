@@ -164,7 +164,7 @@ def test_layers_that_people_run(architecture, name):
         assert found.spills == 0
         assert found.loads.get(width, 0) >= reads * needed, launch
         assert found.stores.get(width, 0) >= writes * needed, launch
-        beside = launch.arguments["EDGE_TILES"]
+        beside = launch.arguments.get("EDGE_TILES", 0)
         assert beside == 0 if shape[-1] % 2 == 0 or shape[-1] < 8 else 0 < beside < 4
         assert found.loads.get(2, 0) <= reads * beside * edges_a_thread(launch)
         assert found.stores.get(2, 0) <= writes * beside * edges_a_thread(launch)
@@ -173,8 +173,8 @@ def test_layers_that_people_run(architecture, name):
 
 @pytest.mark.parametrize(
     ("architecture", "mode"),
-    [("sm_90", "forward"), ("sm_90", "backward"), ("gfx942", "backward")],
-)  # of so many rows AMD's GPUs hold enough forward only in cooperative launches
+    [("sm_90", "forward"), ("sm_90", "backward"), ("gfx90a", "backward")],
+)  # of so many rows AMD's GPUs hold enough forward only in cooperative launches, an MI300X's dies not even backward
 @pytest.mark.parametrize("shape", thorough([(8, 64, 256, 256), (128, 64, 56, 56)], (128, 64, 56, 56)), ids=str)
 def test_what_finds_no_room_is_read_again(architecture, mode, shape):
     """In one launch that does not spill, whatever it reads and writes 16 bytes at a time."""
@@ -326,9 +326,9 @@ def require_places(done):
     The number of launches whose programs wait.
     """
     plans = {
-        plan.kernel.__name__: (plan.config, kind.work(case, *key), case.device)
+        plan.kernel.__name__: (plan.config, wanted.work(case), case.device)
         for case in functional._cases.values()
-        for (_, kind, key), plan in case.plans.items()
+        for (_, _, wanted), plan in case.plans.items()
     }
     waiting = 0
     for launch in done:
