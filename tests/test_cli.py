@@ -323,7 +323,8 @@ HANGING = SWEEP.replace("time.sleep(0.05)", "time.sleep(600 if bench.calls == 3 
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the processes run in the interpreter")
-@pytest.mark.parametrize("again", thorough([[], ["--again"]], []), ids=["", "again"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("again", [[], ["--again"]], ids=["", "again"])
 def test_what_hangs_twice_is_passed_over(tune, capsys, again):
     """The fourth config, and after --resume, when it is the first, once more; then it is a failure."""
     if again:
@@ -492,7 +493,7 @@ def test_suites_at_another_batch(capsys):
     assert {row["layout"] for row in found} == {"channels_last"}
 
 
-@pytest.mark.parametrize("interpret", ["0", "1"])
+@pytest.mark.parametrize("interpret", thorough(["0", "1"], "0"))
 def test_info(interpret, cache, tmp_path):
     (tmp_path / "triton" / "key").mkdir(parents=True)
     (tmp_path / "triton" / "key" / "kernel.cubin").write_bytes(b"1234")
@@ -574,6 +575,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(DEVICE != "cpu", reason="Triton has a driver")
 def test_where_triton_has_no_driver():
     """As Triton itself says it, where nothing but torch's word says that there is a GPU."""
@@ -734,6 +736,7 @@ def test_where_nothing_can_be_printed(arguments):
     assert (done.returncode, done.stderr) == (FAILED, "tritonbn: [Errno 28] No space left on device\n")
 
 
+@pytest.mark.thorough
 def test_a_reader_that_has_seen_enough():
     started = [sys.executable, "-m", "tritonbn", "tune", "--model-only", "--suite", "mlp", "--json"]
     with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

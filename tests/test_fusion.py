@@ -1205,7 +1205,7 @@ def training_graphs(model, *inputs, **options):
         (BasicBlock(4, 8, 2, nn.Sequential(nn.Conv2d(4, 8, 1, 2, bias=False), bn(8))), 3),
         pytest.param(Bottleneck(8, 4), 3, marks=pytest.mark.thorough),
         pytest.param(InvertedResidual(), 3, marks=pytest.mark.thorough),
-        (DenseLayer(0), 2),
+        pytest.param(DenseLayer(0), 2, marks=pytest.mark.thorough),
         pytest.param(DoubleConv(), 2, marks=pytest.mark.thorough),
         (ShortcutAfter(), 1),
         (nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), bn()), nn.Identity(), nn.ReLU()), 1),

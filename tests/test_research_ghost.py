@@ -504,6 +504,7 @@ def test_compile(backend, layout, nothing_compiled, one_program):
     assert module.num_batches_tracked == 4
 
 
+@pytest.mark.thorough
 def test_compile_for_other_batches(nothing_compiled, one_program):
     module, eager = (ghost((1, 3, 4), 3) for _ in range(2))
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)

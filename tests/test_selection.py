@@ -381,6 +381,7 @@ print(len(timed), runs[-1])
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(DEVICE != "cpu", reason="the two processes run in the interpreter")
 def test_a_second_process_times_nothing(cache):
     first, second = (

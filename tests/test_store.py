@@ -269,6 +269,7 @@ def writer(directory, first, count):
     )
 
 
+@pytest.mark.thorough
 def test_four_processes_write_at_once(tmp_path):
     processes = [writer(tmp_path, 100 * number + 1, 40) for number in range(4)]
     assert [process.wait(120) for process in processes] == [0] * 4

@@ -234,7 +234,7 @@ def trained(x, residual, activation="leaky_relu"):
     return y.detach(), *running, *torch.autograd.grad(y, leaves, residual)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", thorough(WAYS, "resident", "rereads"))
 @pytest.mark.parametrize(
     "cuts", thorough(["two chunks", "seven chunks", "last chunk of one pixel"], "last chunk of one pixel")
 )

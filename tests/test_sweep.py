@@ -267,6 +267,7 @@ for mode in ("forward", "backward"):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(DEVICE != "cpu", reason="the processes run in the interpreter")
 def test_a_killed_sweep_goes_on_where_it_was(cache):
     command = [sys.executable, "-c", SWEEP]

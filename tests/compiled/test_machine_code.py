@@ -131,16 +131,17 @@ NETWORKS = {
 """Shape and memory format of x, and the widest access of 16-bit values that the layout allows."""
 
 ANYWHERE = "ResNet-50, stage 1", "ResNet-50, stage 4", "UNet", "ConvNeXt", "MLP", "four channels"
-"""Those that are compiled for an A100 too where time is short."""
+"""Those that are compiled for an A100 and an MI300X too where time is short."""
 
 
 @pytest.mark.parametrize(
     ("architecture", "name"),
-    [
-        ("sm_80", name) if name in ANYWHERE else pytest.param("sm_80", name, marks=pytest.mark.thorough)
+    [("sm_90", name) for name in NETWORKS]
+    + [
+        (architecture, name) if name in ANYWHERE else pytest.param(architecture, name, marks=pytest.mark.thorough)
+        for architecture in ("sm_80", "gfx942")
         for name in NETWORKS
-    ]
-    + [(architecture, name) for architecture in ("sm_90", "gfx942") for name in NETWORKS],
+    ],
 )
 def test_layers_that_people_run(architecture, name):
     """One launch each way, no spill, and never two bytes at a time but at the edges of odd planes, a tile or two.
@@ -233,7 +234,7 @@ def test_odd_shapes_do_not_spill_and_are_as_wide_as_their_alignment(architecture
 
 
 @pytest.mark.parametrize("architecture", thorough(["sm_90", "gfx942"], "sm_90"))
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("memory_format", thorough([FIRST, LAST], LAST), ids=str)
 def test_double_precision(architecture, memory_format):
     for launch in launches(architecture, ROUND, torch.float64, memory_format, vectors=torch.float64):
         reads, writes = sweeps(launch)
@@ -249,6 +250,7 @@ def test_64_bit_offsets_keep_wide_accesses():
         assert launch.resources.loads.get(16, 0) >= sweeps(launch)[0] * accesses(launch, 2, 16)
 
 
+@pytest.mark.thorough
 def test_64_bit_offsets_of_odd_planes_keep_wide_accesses():
     for launch in launches("sm_90", (64, 64, 1025, 1025), torch.float16):
         assert str(launch.arguments["INDEX"]) == "int64"
@@ -265,7 +267,7 @@ def test_slices_of_channels_last_keep_wide_accesses():
         assert launch.resources.loads.get(16, 0) >= accesses(launch, 2, 16)
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", thorough(["sm_80", "sm_90"], "sm_90"))
 def test_channels_last_a_channel_is_computed_by_one_thread(architecture):
     """A thread's tile has eight channels: it neither sums each of them by shuffles nor takes each one's square root."""
     for launch in launches(architecture, (4, 2048, 14, 14), torch.float16, torch.channels_last):

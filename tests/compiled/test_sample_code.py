@@ -144,7 +144,7 @@ def test_a_config_that_does_not_compile_is_replaced(monkeypatch):
     assert gradients["column_sums"] is columns["column_sums"]
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("axis", thorough([0, 1, 2, 3], 1, 3))
 def test_the_layer_launches_like_batch_norm_on_any_axis(axis):
     x = torch.empty((32, 32, 32, 32), dtype=torch.bfloat16, device="meta", requires_grad=True)
     layer = BatchNormalization(axis=axis, device="meta")

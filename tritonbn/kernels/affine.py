@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .epilogue import activate, pack_bits, passes
 from .view import load_tile, locate_bytes, spread, store_tile
+from .wide import wide
 
 
 @triton.jit
@@ -16,7 +17,7 @@ def bn(deviation, affine, view):
 @triton.jit
 def store_y(value, affine, y, residual, epilogue, tile, item, view, AT: tl.constexpr = 0):
     """Write the y of a tile of x, and the bits by which its gradient is known where x alone does not tell."""
-    z = bn(value.to(view.ACCUMULATOR) - spread(affine.mean, view), affine, view)
+    z = bn(wide(value, view) - spread(affine.mean, view), affine, view)
     if residual.base is not None:
         added, _ = load_tile(residual, tile, item, view, AT)
         z += added.to(z.dtype)

@@ -29,6 +29,7 @@ from .view import (
     values_of_channel,
 )
 from .welford import centred_moments, finite_or_zero, mean_of
+from .wide import wide
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -96,11 +97,11 @@ def forward(
         mean = mean_of((value,), (), count.to(view.ACCUMULATOR), view)
         centre = finite_or_zero(mean)
         wide_centre = spread(centre, view)
-        sum_deviation = value.to(view.ACCUMULATOR) - tl.where(mask, wide_centre, 0.0)
+        sum_deviation = wide(value, view) - tl.where(mask, wide_centre, 0.0)
         sum_squares = sum_deviation * sum_deviation
         for tile in tl.range(first + 1, last, num_stages=STAGES):
             more, mask = load_tile(x, tile, item, view)
-            deviation = more.to(view.ACCUMULATOR) - tl.where(mask, wide_centre, 0.0)
+            deviation = wide(more, view) - tl.where(mask, wide_centre, 0.0)
             sum_deviation += deviation
             sum_squares += deviation * deviation
         count = (values_before(last, view) - before).to(view.ACCUMULATOR)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import VECTORS, affine_of, dealt, load_channels, store_statistics
+from .channel import VECTORS, dealt, load_affine, load_channels, store_statistics
 from .chunk import load_chunk
 from .edges import interior, load_edges, write_edges, y_of_edges
 from .records import Affine, Epilogue, Item, Strided, View
@@ -60,12 +60,12 @@ def normalize(
     held, _ = load_chunk(x_in, first, TILES, item, view)
     edges, _ = load_edges(x, item, chunks, view)
     mean, variance = load_channels(running_mean, item.c, view), load_channels(running_var, item.c, view)
+    factor, shift = load_affine(weight, bias, item.c, view)  # under way while the root is computed
     invstd = invstd_of(variance, eps)
     if statistics is not None:
         if chunk == 0:
             store_statistics(statistics, item.c, view, mean, invstd)
-    affine = affine_of(mean, invstd, weight, bias, item.c, view)
-    affine = Affine(dealt(affine.mean, DEAL), dealt(affine.scale, DEAL), dealt(affine.shift, DEAL))
+    affine = Affine(dealt(mean, DEAL), dealt(factor * invstd, DEAL), dealt(shift, DEAL))
     for t in tl.static_range(TILES):
         store_y(held[t], affine, y_in, residual_in, epilogue, first + t, item, view, t)
     if view.EDGES:

@@ -47,7 +47,7 @@ def merge_rows(rows, first, end, c, view, COUNT: tl.constexpr, BLOCK_M: tl.const
         delta = tl.where((k < end)[:, None], centre - reference[None, :] + offset, 0.0)
         part_mean = tl.sum(delta * share, 0)
         delta = tl.where((k < end)[:, None], delta - part_mean[None, :], 0.0)
-        part_variance = tl.sum(M2, 0) / tl.maximum(here, 1.0) + tl.sum(delta * delta * share, 0)
+        part_variance = tl.sum(M2 / tl.maximum(here, 1.0)[None, :] + delta * delta * share, 0)
         mean, variance, total = merge_two(mean, variance, total, part_mean, part_variance, here)
     return reference, mean, variance, total
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from .affine import bn
 from .epilogue import passes, through_sign, through_silu, unpack_bits
 from .view import load_tile, locate_bytes
+from .wide import wide
 
 
 @triton.jit
@@ -40,8 +41,8 @@ def gradient_of_z(dy, deviation, clue, affine, epilogue, view):
 @triton.jit
 def dz_and_deviation(dy, x, clue, wide_mean, affine, epilogue, view):
     """dz and x - mean, of tiles as they came from memory."""
-    deviation = x.to(view.ACCUMULATOR) - wide_mean
-    return gradient_of_z(dy.to(view.ACCUMULATOR), deviation, clue, affine, epilogue, view), deviation
+    deviation = wide(x, view) - wide_mean
+    return gradient_of_z(wide(dy, view), deviation, clue, affine, epilogue, view), deviation
 
 
 @triton.jit

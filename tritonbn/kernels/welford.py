@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .rounding import quotient
 from .view import channel_sum, spread, sum_to_edges
+from .wide import wide
 
 
 @triton.jit
@@ -29,9 +30,9 @@ def mean_of(tiles, edges, count, view):
     IS_HALF: tl.constexpr = tiles[0].dtype == tl.float16
     MOST: tl.constexpr = triton.next_power_of_2(len(tiles) + len(edges)) * tiles[0].shape[1] * tiles[0].shape[2]
     share: tl.constexpr = 1.0 if IS_HALF else 1.0 / MOST  # a power of two: nothing is rounded
-    total = tiles[0].to(view.ACCUMULATOR) * share
+    total = wide(tiles[0], view) * share
     for t in tl.static_range(1, len(tiles)):
-        total += tiles[t].to(view.ACCUMULATOR) * share
+        total += wide(tiles[t], view) * share
     if len(edges) > 0:
         total = sum_to_edges(total, edges[0].shape[2])
         for t in tl.static_range(len(edges)):
@@ -61,10 +62,10 @@ def centre_of(mean, x, holding):
 def sums_about(centre, tiles, masks, view):
     """The sums of (value - centre) and of its square over these tiles, element by element."""
     wide_centre = spread(centre, view)
-    sum_deviation = tiles[0].to(view.ACCUMULATOR) - tl.where(masks[0], wide_centre, 0.0)
+    sum_deviation = wide(tiles[0], view) - tl.where(masks[0], wide_centre, 0.0)
     sum_squares = sum_deviation * sum_deviation
     for t in tl.static_range(1, len(tiles)):
-        deviation = tiles[t].to(view.ACCUMULATOR) - tl.where(masks[t], wide_centre, 0.0)
+        deviation = wide(tiles[t], view) - tl.where(masks[t], wide_centre, 0.0)
         sum_squares += deviation * deviation
         sum_deviation += deviation
     return sum_deviation, sum_squares
