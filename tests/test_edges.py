@@ -145,7 +145,11 @@ def test_timings_are_of_planes_with_the_same_edges():
 @pytest.mark.parametrize("gpu", ["H100", "A100", "MI300X", "L4"])
 @pytest.mark.parametrize("shape", [(32, 768, 17, 17), (32, 192, 35, 35), (32, 64, 149, 149), (32, 100, 81, 81)])
 def test_they_are_read_apart_where_people_have_them(shape, gpu, mode):
-    assert space.choose(work_on(shape, mode), devices.named(gpu), counters.SHARE).edges
+    chosen = space.choose(work_on(shape, mode), devices.named(gpu), counters.SHARE)
+    if (gpu, mode, shape[-1]) == ("MI300X", "backward", 149):  # more chunks than may wait on one of its dies
+        assert chosen.strategy == "dataflow"
+    else:
+        assert chosen.edges
 
 
 CUTS = {
