@@ -97,8 +97,15 @@ def test_only_plain_functions_are_decorated():
     async def coroutine():
         pass
 
-    with pytest.raises(TypeError, match="use `with` inside"):
-        tritonbn.backend("aten")(coroutine)
+    def generator():
+        yield
+
+    async def asynchronous_generator():
+        yield
+
+    for function in (coroutine, generator, asynchronous_generator):
+        with pytest.raises(TypeError, match="use `with` inside"):
+            tritonbn.backend("aten")(function)
 
 
 def test_forward_mode_and_transforms_are_left_to_aten(used):

@@ -28,10 +28,14 @@ class Block(ContextDecorator):
 
     def __call__(self, function: Function) -> Function:
         """The function, with this in force while it runs."""
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        if any(runs_later(function) for runs_later in RUNS_LATER):
             name = type(self).__name__
             raise TypeError(f"{name}: expected a plain function to decorate, got {function}; use `with` inside of it")
         return super().__call__(function)
+
+
+RUNS_LATER = inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction
+"""What tells that a call of a function only begins what runs when the block is left."""
 
 
 def known(name: str, names: tuple[str, ...], what: str) -> str:
