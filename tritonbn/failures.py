@@ -14,7 +14,7 @@ OUT_OF_MEMORY = "out of memory"
 
 
 CAPTURE = "captur"
-"""They also say so what has failed since a graph is captured: "operation not permitted when stream is capturing"."""
+"""As they say it while a graph is captured: "operation not permitted when stream is capturing", and the like."""
 
 
 class DeviceLostError(RuntimeError):
