@@ -106,7 +106,7 @@ def steps(architecture: str = "sm_90") -> dict[str, float]:
         functional._cases.clear()
         module(x)
         (case,) = functional._cases.values()
-        values, launched = x.detach(), case.plan(plan.Forward(None, keeps_signs=False))
+        values, launched = x.detach(), case.plan(plan.Forward, None, False)
         y, saved = torch.empty_like(values), torch.empty_like(case.statistics)
         pointers = values, y, None, weight, bias, mean, var, None, state[2], saved, None, None, None
         parts = {

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import torch
 from support import DEVICE, random
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritonbn
 from tritonbn import forms, functional
@@ -91,8 +95,9 @@ def test_what_is_known_of_vectors_is_bounded(monkeypatch):
     monkeypatch.setattr(forms, "MOST", 2)
     for name in ("_seen", "_numbers"):
         monkeypatch.setattr(forms, name, {})
+    x = torch.zeros(4, 3)
     vectors = [[torch.zeros(n), torch.ones(n)] for n in (3, 3, 3, 4, 5, 6)]
-    assert len({forms.forms(*each) for each in vectors}) == 4
+    assert len({forms.forms(*each, x) for each in vectors}) == 4
     assert len(forms._seen) == len(forms._numbers) == 2
 
 
@@ -126,17 +131,108 @@ def guards(request, monkeypatch):
         monkeypatch.setattr(forms, "TensorGuards", None)
 
 
+def number_of(*tensors):
+    """As batch_norm asks."""
+    number = forms.recognized(*tensors)
+    return forms.forms(*tensors) if number is None else number
+
+
 @pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("make", VECTORS.values(), ids=VECTORS)
 def test_every_vector_is_compared_at_every_call(guards, make, place):
     """All but one are those of the calls before."""
-    mine = [*(torch.zeros(3) for _ in range(4)), torch.tensor(0)]
+    mine = [*(torch.zeros(3) for _ in range(4)), torch.tensor(0), torch.zeros(4, 3)]
     changed = [*mine[:place], make(), *mine[place + 1 :]]
-    expected = result(forms.forms, *changed)
+    expected = result(number_of, *changed)
     forms._seen.clear()
-    before = [forms.forms(*mine) for _ in range(3)]
-    assert result(forms.forms, *changed) == expected != before[0]
-    assert {*before, forms.forms(*mine)} == {before[0]}
+    before = [number_of(*mine) for _ in range(3)]
+    assert result(number_of, *changed) == expected != before[0]
+    assert {*before, number_of(*mine)} == {before[0]}
+
+
+@pytest.mark.skipif(forms.TensorGuards is None, reason="expected a torch that compares tensors in one go")
+def test_an_input_is_recognized_by_its_kind():
+    """Its shape and strides are no part of it; its number of axes only keeps it from being recognized."""
+    vectors, x = [torch.zeros(3) for _ in range(4)], torch.zeros(4, 3, 2)
+    (number,) = {number_of(*vectors, x) for _ in range(3)}
+    for other in (torch.zeros(5, 3, 7), torch.zeros(2, 7, 3).mT, torch.zeros(0, 3, 1)):
+        assert forms.recognized(*vectors, other) == number
+    assert forms.forms(*vectors, torch.zeros(4, 3)) == number
+    with torch.inference_mode():
+        made_there = torch.zeros(4, 3, 2)
+    for other in (x.half(), x.double(), torch.zeros(4, 3, 2, device="meta"), x._neg_view(), made_there):
+        assert forms.recognized(*vectors, other) is None
+        assert forms.forms(*vectors, other) != number
+    for other in (None, 3.0, "x", x.to_sparse()):
+        assert forms.recognized(*vectors, other) is None
+
+
+class Watched(TorchDispatchMode):
+    """Sees operations, and changes none."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **kwargs or {})
+
+
+def within(mode):
+    def call(function):
+        with mode:
+            return function()
+
+    return call
+
+
+def transformed(transform):
+    found = []
+
+    def call(function):
+        transform(lambda x: found.append(function()) or x.sum())(torch.ones(2))
+        return found.pop()
+
+    return call
+
+
+def under_trace(function):
+    found = []
+    torch.jit.trace(lambda x: found.append(function()) or x + 1, torch.ones(2), check_trace=False)
+    return found[0]
+
+
+STATES = {
+    "fake tensors": within(FakeTensorMode(allow_non_fake_inputs=True)),
+    "another mode": within(Watched()),
+    "proxies": transformed(lambda f: lambda x: make_fx(f)(x)),
+    "grad": transformed(torch.func.grad),
+    "vmap": transformed(lambda f: lambda x: torch.vmap(f)(x[None])),
+    "functionalize": transformed(torch.func.functionalize),
+    "trace": under_trace,
+    "inference mode": within(torch.inference_mode()),
+    "forward mode": within(forward_ad.dual_level()),
+}
+"""What torch may be doing -> what calls a function meanwhile."""
+
+
+@pytest.mark.skipif(forms.TensorGuards is None, reason="expected a torch that compares tensors in one go")
+@pytest.mark.parametrize("call", STATES.values(), ids=STATES)
+def test_what_torch_is_doing_is_compared_too(call):
+    """As tensors are recognized, nobody asks whether kernels may run at all."""
+    tensors = [*(torch.zeros(3) for _ in range(4)), torch.zeros(4, 3)]
+    (number,) = {number_of(*tensors) for _ in range(3)}
+    assert forms.recognized(*tensors) == number
+    assert call(lambda: forms.recognized(*tensors)) is None
+
+
+def test_a_running_buffer_that_comes_to_need_a_gradient():
+    mean, var, x = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), random((4, 3, 2))
+    weight, bias = torch.ones(3, device=DEVICE), torch.zeros(3, device=DEVICE)
+    for _ in range(3):
+        tritonbn.batch_norm(x, mean, var, weight, bias, training=True)
+    var.requires_grad_()
+    for _ in range(3):
+        with torch.no_grad():
+            tritonbn.batch_norm(x, mean, var, weight, bias, training=True)
+    with pytest.raises(RuntimeError, match="running_var not to require a gradient"):
+        tritonbn.batch_norm(x, mean, var, weight, bias, training=True)
 
 
 def test_parameters_that_change_where_they_are(guards):

@@ -59,7 +59,8 @@ class BatchNorm(torch.autograd.Function):
         state: State,
     ) -> Tensor:
         keeps_signs, kept_bias, kept_residual = case.kept(bias, residual)
-        require_savable(x, weight, kept_bias, kept_residual)
+        if not case.savable:
+            require_savable(x, weight, kept_bias, kept_residual)
         if case.training:
             y, statistics, signs = plan.training_forward(case, x, weight, bias, residual, state, keeps_signs)
         else:

@@ -66,14 +66,18 @@ def uses_kernels(x: torch.Tensor, *others: Any) -> bool:
         return False
     if others and any(isinstance(other, torch.Tensor) and dispatches(other) for other in others):
         return False
-    chosen = _chosen.get()
-    if chosen:
-        name = chosen[-1]
-    else:
-        name = known(os.environ.get(VARIABLE) or "auto", NAMES, VARIABLE) if _key in _variables else "auto"
+    name = in_force()
     if name == "auto":
         return x.is_cuda or x.is_xpu or (INTERPRETED and x.is_cpu)
     return name == "triton"
+
+
+def in_force() -> Name:
+    """The innermost block's name, or the environment's."""
+    chosen = _chosen.get()
+    if chosen:
+        return chosen[-1]
+    return known(os.environ.get(VARIABLE) or "auto", NAMES, VARIABLE) if _key in _variables else "auto"
 
 
 def dispatches(x: torch.Tensor) -> bool:

@@ -42,6 +42,8 @@ class Case(Plans):
     """Of running_mean, running_var, weight, bias and num_batches_tracked, as far as they are given."""
     dense: bool
     """Whether all vectors lie as the kernels read them."""
+    savable: bool
+    """Whether no tensor is of inference mode, so that torch saves any for a backward pass."""
 
     def __post_init__(self) -> None:
         self.channels = self.shape[self.axis]

@@ -1,4 +1,4 @@
-"""What checks and plans depend on of tensors: of each, and of several, which are as they were as a rule."""
+"""What checks and plans depend on of tensors: of each, and of those of a call, which are as they were as a rule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from itertools import count
 from typing import Any
 
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+from .backends import number_of_modes
 
 try:
     from torch._C._dynamo.guards import TensorGuards
@@ -33,37 +36,53 @@ The first is no more than where to look: what is found there is asked about all 
 
 def form(tensor: Tensor | None) -> tuple[Any, ...] | None:
     """Of a tensor all that checks and plans depend on."""
-    if tensor is None:
-        return None
+    return None if tensor is None else (tensor.shape, tensor.stride(), *kind(tensor))
+
+
+def kind(tensor: Tensor) -> tuple[Any, ...]:
+    """The same but for shape and strides."""
     own = None if tensor.__class__ in PLAIN else tensor.__class__
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg(), own
+    return tensor.dtype, tensor.device, tensor.is_neg(), tensor.is_inference(), own
+
+
+def recognized(*tensors: Tensor | None) -> int | None:
+    """What `forms` said of such tensors, if it was asked before: it takes torch a fifth of the time to compare them.
+
+    No buffer needs a gradient then, and torch is as it was: the comparison sees a transform, a trace, inference mode.
+    """
+    if forward_ad._current_level >= 0 or number_of_modes():
+        return None
+    are_alike, number = _seen.get((id(tensors[0]), len(tensors))) or UNKNOWN
+    return number if are_alike(*tensors) else None
 
 
 def forms(*tensors: Tensor | None) -> int:
-    """A number for the forms of all, the same for the same ones.
+    """A number for the forms of running buffers and other vectors, and for the kind of an input, which is the last.
 
-    Those that a module has hardly ever change: torch compares them in a fifth of the time that it takes to read them.
+    It is the same for the same ones.
     """
-    place = id(tensors[0]), len(tensors)
-    are_alike, number = _seen.get(place) or UNKNOWN
-    if are_alike(*tensors):
-        return number
-    found = tuple(map(form, tensors))
-    before, number = number, _numbers.get(found)
+    *vectors, x = tensors
+    found = (*map(form, vectors), kind(x))
+    number = _numbers.get(found)
     if number is None:
         number = next(_unused)
         insert(_numbers, found, number)
-    if None not in found:
-        insert(_seen, place, (comparison(tensors, found) if number == before else never, number))
+    if None not in vectors:
+        place = id(tensors[0]), len(tensors)
+        _, before = _seen.get(place) or UNKNOWN
+        insert(_seen, place, (comparison(*tensors) if number == before else never, number))
     return number
 
 
-def comparison(tensors: tuple[Tensor, ...], found: tuple[Any, ...]) -> Callable[..., bool]:
-    """What says whether tensors are of these forms, at least: of plain tensors, none of them given twice."""
+def comparison(*tensors: Tensor) -> Callable[..., bool]:
+    """What says whether tensors are as these, the last of any shape and strides: plain ones, none given twice."""
     plain = PLAIN.issuperset(map(type, tensors)) and len({*map(id, tensors)}) == len(tensors)
-    if TensorGuards is None or not plain:
+    buffers_change = tensors[0].requires_grad or tensors[1].requires_grad
+    if TensorGuards is None or not plain or buffers_change:
         return never
-    sizes, strides = ([list(each[fact]) for each in found] for fact in (0, 1))
+    *vectors, x = tensors
+    free = [None] * x.dim()
+    sizes, strides = ([*(list(fact(each)) for each in vectors), free] for fact in (Tensor.size, Tensor.stride))
     return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
 
 

@@ -14,9 +14,9 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import aten, autograd, devices, distributed, selection
-from .backends import innermost_transform, traces_kernels, uses_kernels
+from .backends import in_force, innermost_transform, traces_kernels, uses_kernels
 from .case import Case
-from .forms import form, forms
+from .forms import form, forms, recognized
 from .launch import dense, dense_strides, statistics_dtype, walkable
 from .sample_case import SampleCase
 
@@ -107,20 +107,29 @@ def batch_norm(
                 residual, activation, negative_slope, num_batches_tracked,
             )
         )  # fmt: skip
-    case, problem = None, None
+    tensors = (
+        (running_mean, running_var, weight, bias, input) if num_batches_tracked is None
+        else (running_mean, running_var, weight, bias, num_batches_tracked, input)
+    )  # fmt: skip
+    case, problem, is_known = None, None, False
     try:
-        if uses_kernels(input):
+        number = recognized(*tensors)
+        is_known = number is not None
+        if not is_known and uses_kernels(input):
+            number = forms(*tensors)
+        if number is not None:
             key = (
-                devices.planned_for(), selection.setting(), training, momentum.__class__, eps, axis, correction,
-                activation, negative_slope, form(input), form(residual),
-                forms(running_mean, running_var, weight, bias) if num_batches_tracked is None
-                else forms(running_mean, running_var, weight, bias, num_batches_tracked),
+                devices.planned_for(), selection.setting(), in_force(), training, momentum.__class__, eps, axis,
+                correction, activation, negative_slope, input.shape, input.stride(), number,
+                None if residual is None else form(residual),
                 None if momentum.__class__ is float or not isinstance(momentum, Tensor) else form(momentum),
             )  # fmt: skip
             case = _cases.get(key)
     except (AttributeError, RuntimeError, TypeError) as error:
         problem = error  # something is no tensor, or has no strides: which one, the checks below should say
-    if case is None or (running_mean is not None and (running_mean.requires_grad or running_var.requires_grad)):
+    if case is None or (
+        not is_known and running_mean is not None and (running_mean.requires_grad or running_var.requires_grad)
+    ):
         given = Arguments(
             input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction,
             residual, activation, negative_slope, num_batches_tracked,
@@ -226,6 +235,7 @@ def case_of(given: Arguments, kernels: bool = True) -> Case:
         slope=float(given.negative_slope),
         vectors=tuple(None if v is None else v.dtype for v in (*vectors, None if counts_elsewhere else counter)),
         dense=all(dense(v) is v and v.stride() == (1,) for v in vectors if v is not None),
+        savable=not any(isinstance(each, Tensor) and each.is_inference() for each in given),
     )
 
 

@@ -50,8 +50,7 @@ def training_forward(
     if not case.dense:
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
     average_factor, number = momentum_arguments(momentum)
-    wanted = Forward(lies, keeps_signs)
-    plan = case.plan(wanted)
+    plan = case.plan(Forward, lies, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
     try:
@@ -65,7 +64,7 @@ def training_forward(
         if not case.dense:
             write_back((running_mean, running_var), (mean, var))
         return y, statistics, signs
-    with case.without(failure, wanted):
+    with case.without(failure, Forward(lies, keeps_signs)):
         return training_forward(case, x, weight, bias, residual, state, keeps_signs, y)
 
 
@@ -88,15 +87,14 @@ def inference(
     mean, var = state[:2]
     if not case.dense:
         weight, bias, mean, var = map(dense, (weight, bias, mean, var))
-    wanted = Inference(lies, keeps_statistics, keeps_signs)
-    plan = case.plan(wanted)
+    plan = case.plan(Inference, lies, keeps_statistics, keeps_signs)
     signs = plan.signs(x) if keeps_signs else None
     try:
         plan.run(case.place, x, y, residual, weight, bias, mean, var, statistics, signs, case.eps, case.slope)
         return y, statistics, signs
     except UnfitError as raised:
         failure = raised
-    with case.without(failure, wanted):
+    with case.without(failure, Inference(lies, keeps_statistics, keeps_signs)):
         return inference(case, x, weight, bias, residual, state, keeps_statistics, keeps_signs)
 
 
@@ -121,11 +119,11 @@ def backward(
         lies = residual.stride()
     if not case.dense:
         weight, bias = dense(weight), dense(bias)
-    wanted = Backward(
+    wanted = (
         dy.stride(), lies,
         signs is not None, dx is not None, dresidual is not None, dweight is not None, dbias is not None,
     )  # fmt: skip
-    plan = case.plan(wanted)
+    plan = case.plan(Backward, *wanted)
     partials, counts = plan.exchange(x) if plan.counted else (None, None)
     try:
         plan.run(
@@ -135,7 +133,7 @@ def backward(
         return
     except UnfitError as raised:
         failure = raised
-    with case.without(failure, wanted):
+    with case.without(failure, Backward(*wanted)):
         backward(case, x, dy, weight, bias, statistics, residual, signs, dx, dresidual, dweight, dbias)
 
 

@@ -54,7 +54,7 @@ class Plans:
     def run(self, wanted: Pass, launch: Callable[[Any], Result]) -> Result:
         """launch(plan) of a pass, by another plan if one turns out not to run; plan.py's passes spare these calls."""
         try:
-            return launch(self.plan(wanted))
+            return launch(self.plan(type(wanted), *wanted))
         except UnfitError as raised:
             failure = raised
         with self.without(failure, wanted):  # not in the handler, where a chain of contexts would grow
@@ -63,14 +63,15 @@ class Plans:
     def fixed(self, plan: Any) -> Any:
         """The case with this plan for everything, and no other if it does not run."""
         found = copy.copy(self)
-        found.plan, found.without = lambda _: plan, reraise
+        found.plan, found.without = lambda *_: plan, reraise
         return found
 
-    def plan(self, wanted: Pass) -> Any:
-        """The plan of this pass, made once for each share of the GPU in which programs may wait."""
-        plan = self.plans.get((counters.SHARE, type(wanted), wanted)) or self.plan_for(counters.SHARE, wanted)
-        share = counters.share(self.place) if plan.waits else counters.SHARE
-        return plan if share == counters.SHARE else self.plan_for(share, wanted)
+    def plan(self, kind: type[Pass], *facts: Any) -> Any:
+        """The plan of the pass kind(*facts), made once for each share of the GPU in which programs may wait."""
+        plan = self.plans.get((counters.SHARE, kind, facts)) or self.plan_for(counters.SHARE, kind(*facts))
+        if not plan.waits or (share := counters.share(self.place)) == counters.SHARE:
+            return plan
+        return self.plan_for(share, kind(*facts))
 
     def plan_for(self, share: int, wanted: Pass) -> Any:
         """The same for one share."""

@@ -126,6 +126,7 @@ class CompilingDriver:
         self.target = target(name)
         self.device = find(name) or most_similar(architecture(self.target))
         self.launches: list[Launch] = []
+        self.number = f"compiling for {name}"
         self.utils = SimpleNamespace(
             load_binary=self.load_binary,
             unload_module=lambda module: None,
@@ -138,7 +139,7 @@ class CompilingDriver:
 
     def get_current_device(self) -> str:
         """Triton keeps compiled kernels by device: each name is one."""
-        return f"compiling for {self.name}"
+        return self.number
 
     def get_current_stream(self, device: str) -> int:
         """There is but one."""
