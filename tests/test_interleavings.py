@@ -216,8 +216,8 @@ def broken(monkeypatch, tmp_path):
 BOTH = ["resident", "dataflow"]
 
 DEADLOCKS = {
-    "no flag is raised": ("(k < exchange.chunks) & (k != but)", "k < 0", ALL, BOTH),
-    "a chunk is forgotten": ("(k < exchange.chunks) & (k != but)", "(k < exchange.chunks - 1) & (k != but)", ALL, BOTH),
+    "no gate is opened": ("others + 2 * exchange.BLOCK_K", "others * 0", ALL, BOTH),
+    "a chunk is forgotten": ("exchange.BLOCK_K - waiting", "exchange.BLOCK_K + 1 - waiting", ALL, BOTH),
     "nobody is the last": ("expected - 1", "expected", ALL, BOTH),
     "tickets across blocks": ("return ticket\n", "return ticket % 2 * 3 + ticket // 2\n", 3, ["resident"]),
     "no tickets": ('ticket = tl.atomic_add(exchange.counters, 1, sem="relaxed")', "ticket = tl.program_id(0)", 3, BOTH),
@@ -225,20 +225,30 @@ DEADLOCKS = {
 }
 
 RACES = {
-    "flags release nothing": ('sem="release"', 'sem="relaxed"', ALL, BOTH),
-    "flags acquire nothing": ('sem="acquire"', 'sem="relaxed"', ALL, BOTH),
+    "gates release nothing": ('sem="release"', 'sem="relaxed"', ALL, BOTH),
+    "gates acquire nothing": ('sem="acquire"', 'sem="relaxed"', ALL, BOTH),
     "arrivals are relaxed": ('sem="acq_rel"', 'sem="relaxed"', ALL, BOTH),
     "arrivals acquire nothing": ('sem="acq_rel"', 'sem="release"', ALL, BOTH),
     "arrivals release nothing": ('sem="acq_rel"', 'sem="acquire"', ALL, BOTH),
     "the last but one is the last": ("expected - 1", "expected - 2", ALL, BOTH),
-    "nobody waits": ("while raised == 0:", "while raised < 0:", ALL, BOTH),
+    "nobody waits": ("    seen = 0", "    return\n    seen = 0", ALL, BOTH),
 }
 
 LEFT_OVERS = {
     "tickets": ("tl.atomic_xchg(exchange.counters, 0", "tl.atomic_xchg(exchange.counters, 1", ALL, BOTH),
     "arrivals": ("tl.atomic_xchg(counter, 0", "tl.atomic_xchg(counter, expected", ALL, BOTH),
-    "flags": ("tl.atomic_cas(flag, 1, 0", "tl.atomic_cas(flag, 1, 1", ALL, BOTH),
+    "gates": ("exchange.BLOCK_K - waiting", "exchange.BLOCK_K - 1 - waiting", ALL, BOTH),
 }
+
+ARRIVING = "- exchange.chunks + 1, 1)\n    tl.atomic_add"
+
+MEETINGS = {
+    "one more is awaited": (ARRIVING, ARRIVING.replace("+ 1", "+ 0"), Deadlock, "_kernel"),
+    "one is not awaited": (ARRIVING, ARRIVING.replace("+ 1", "+ 2"), DataRace, "partials"),
+    "arrivals release nothing": ('arriving, sem="release"', 'arriving, sem="relaxed"', DataRace, "partials"),
+    "gates acquire nothing": ('sem="acquire"', 'sem="relaxed"', DataRace, "partials"),
+}
+"""What is broken where every chunk merges -> an old text and a new one, and what says so."""
 
 
 def with_each(changes):
@@ -277,6 +287,24 @@ def test_a_counter_that_is_not_put_back_is_caught(step, broken, old, new, slots,
     broken(old, new, "backward")
     with pytest.raises(AssertionError, match="counters are not zero"):
         orders(step(strategy), slots)
+
+
+@interpreted
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+@pytest.mark.parametrize(("old", "new", "error", "message"), MEETINGS.values(), ids=MEETINGS)
+def test_a_meeting_that_fails_is_caught(step, broken, monkeypatch, old, new, error, message, passes):
+    monkeypatch.setattr(exchange, "EVERYONE_MERGES", tl.constexpr(8 * 8 * 4))
+    broken(old, new, passes)
+    with pytest.raises(error, match=message):
+        orders(step("resident"), ALL)
+
+
+@interpreted
+def test_a_chunk_that_stays_at_a_meeting_is_caught(step, broken, monkeypatch):
+    monkeypatch.setattr(exchange, "EVERYONE_MERGES", tl.constexpr(8 * 8 * 4))
+    broken("+ 1, 1), exchange)", "+ 0, 1), exchange)", "backward")
+    with pytest.raises(AssertionError, match="counters are not zero"):
+        orders(step("resident"), ALL)
 
 
 @triton.jit

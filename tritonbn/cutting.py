@@ -176,7 +176,7 @@ def cut_plan(
         keywords = keywords | dict(zip(Merging.CONSTEXPRS, merged, strict=True))
     numbers = blocks * config.block_c * (max(merged.chunks, 2) + merged.spans)  # kernels/partials.py
     numbers *= RESULTS.get(work.mode, 0)
-    counted = SPACING.value * (2 + blocks + blocks * merged.spans) + blocks * merged.chunks  # kernels/exchange.py
+    counted = SPACING.value * (2 + blocks + blocks * merged.spans)  # kernels/exchange.py
     return Plan(
         kernel=kernel,
         sizes=(

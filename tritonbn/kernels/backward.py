@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .channel import VECTORS, affine_of, load_statistics
-from .exchange import NOBODY, dataflow_item, release, wait
+from .exchange import dataflow_item, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
 from .partials import rows_of
 from .ranks import load_sums, send_sums
@@ -113,12 +113,12 @@ def backward(
                     x_factor, offset = coefficients(affine.scale, invstd, total_dz, total_dz_x, values)
                     store_pair(rows, 0, c, view, x_factor, offset)
                 if PHASE == "dataflow":
-                    release(block, NOBODY, exchange)
+                    release(block, exchange.chunks, exchange)
                 store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
 
     if PHASE != "sums" and differentiates:
         if PHASE == "dataflow":
-            wait(item, exchange)
+            wait(item, 1, exchange)
         if RANKS:
             total_dz, total_dz_x, values = load_sums(exchange.partials, c, view)
             x_factor, offset = coefficients(affine.scale, invstd, total_dz, total_dz_x, values)

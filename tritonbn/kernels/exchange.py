@@ -7,10 +7,10 @@ starts it; on a GPU of several dies, among which the hardware deals programs out
 several streams starve each other only if together they can hold all slots while incomplete, which is ruled out where a
 strategy is chosen (space.py, waits_safely). Programs wait for their own block of channels alone, never for the grid.
 
-counters (int32) are all zero before and after a launch: the next ticket, the number of finished blocks, then the
-arrivals at every block, SPACING apart so that blocks do not contend; then a flag for every chunk of every block; then
-the arrivals at every span of chunks, if there are spans (partials.py), as far apart. Whoever completes a count sets it
-back, and whoever waited for a flag takes it down.
+counters (int32) are all zero before and after a launch: the next ticket, the number of finished blocks, the gate of
+every block, then the arrivals at every span of chunks, if there are spans (partials.py); SPACING apart, so that blocks
+do not contend. Whoever completes a count sets it back. Chunks count themselves at their block's gate as they arrive; at
+2 BLOCK_K or more it is open, and those who go through bring it round to zero.
 """
 
 import triton
@@ -18,9 +18,6 @@ import triton.language as tl
 
 SPACING = tl.constexpr(64)
 """256 bytes."""
-
-NOBODY = tl.constexpr(-1)
-"""The number of no chunk."""
 
 EVERYONE_MERGES = tl.constexpr(32)
 """BLOCK_C^2 BLOCK_K up to which every program merges its block itself; of more the last to arrive publishes it."""
@@ -60,15 +57,6 @@ def is_cdna(_semantic=None):
 is_cdna.__triton_builtin__ = True
 
 
-def has_many_l2s(_semantic=None):
-    """Whether it is for one whose chips have L2s of their own: MI300 and MI350."""
-    options = _semantic and _semantic.builder.options
-    return tl.constexpr(bool(is_cdna(_semantic)) and options.arch.startswith(("gfx94", "gfx95")))
-
-
-has_many_l2s.__triton_builtin__ = True
-
-
 @triton.jit
 def everyone_stored():
     """Return when all that the threads of this program stored is seen by whoever sees what one of them releases next.
@@ -99,7 +87,7 @@ def last_block(exchange):
 @triton.jit
 def last_chunk(item, arriving, exchange):
     """Whether this is the last of the chunks, or spans, `arriving` in all at their block."""
-    return is_last(exchange.counters + SPACING * (2 + item.block), arriving)
+    return is_last(gate_of(item.block, exchange), arriving)
 
 
 @triton.jit
@@ -107,43 +95,51 @@ def last_of_span(item, exchange):
     """Whether this is the last chunk of its span to arrive."""
     span = item.chunk // exchange.SPAN
     spans = exchange.BLOCK_K // exchange.SPAN
-    arrivals = flags_of(exchange.blocks, exchange) + SPACING * (item.block * spans + span)
+    arrivals = gate_of(exchange.blocks, exchange) + SPACING * (item.block * spans + span)
     return is_last(arrivals, tl.minimum(exchange.SPAN, exchange.chunks - span * exchange.SPAN))
 
 
 @triton.jit
-def flags_of(block, exchange):
-    """Where the flags of a block's chunks begin; of the block behind the last, where all of them end."""
-    return exchange.counters + SPACING * (2 + exchange.blocks) + block * exchange.BLOCK_K
+def gate_of(block, exchange):
+    """The gate of a block; of the block behind the last, where they end."""
+    return exchange.counters + SPACING * (2 + block)
 
 
 @triton.jit
-def release(block, but, exchange):
-    """Raise the flags of all chunks of a block `but` one, or NOBODY's: they see all that this program stored or saw."""
+def passing(number, exchange):
+    """What so many chunks add to a gate as they go through; BLOCK_K of them bring it from 2 BLOCK_K to 2^32, zero."""
+    return tl.cast(number, tl.int64) * (2**32 // exchange.BLOCK_K - 2)
+
+
+@triton.jit
+def release(block, waiting, exchange):
+    """Open the gate to so many chunks of a block: they see all that this program stored or saw."""
     everyone_stored()
-    if has_many_l2s():  # Triton 3.6 to 3.8 forget it where several flags are raised at once
-        write_back: tl.constexpr = "buffer_wbl2 sc1\ns_waitcnt vmcnt(0)"
-        tl.inline_asm_elementwise(write_back, "=v,0", [tl.program_id(0)], tl.int32, is_pure=False, pack=1)
-    k = tl.arange(0, exchange.BLOCK_K)
-    tl.atomic_or(flags_of(block, exchange) + k, 1, (k < exchange.chunks) & (k != but), sem="release")
+    others = passing(exchange.BLOCK_K - waiting, exchange)
+    tl.atomic_add(gate_of(block, exchange), (others + 2 * exchange.BLOCK_K).to(tl.int32), sem="release")
 
 
 @triton.jit
-def wait(item, exchange):
-    """Return when this chunk's flag is up, and take it down."""
-    flag = flags_of(item.block, exchange) + item.chunk
-    raised = 0  # one compare-and-swap: LLVM makes of two a loop that AMD's waves do not leave (Triton 3.5 to 3.7)
-    while raised == 0:
-        raised = tl.atomic_cas(flag, 1, 0, sem="acquire")
+def wait(item, number, exchange):
+    """Return when the gate of this chunk's block is open; go through as so many chunks."""
+    gate = gate_of(item.block, exchange)
+    seen = 0  # one compare-and-swap: LLVM makes of two a loop that AMD's waves do not leave (Triton 3.5 to 3.7)
+    while (seen >= 0) & (seen < 2 * exchange.BLOCK_K):  # from the middle on the gate counts as a negative number
+        seen = tl.atomic_cas(gate, 0, 0, sem="acquire")
+    tl.atomic_add(gate, passing(number, exchange).to(tl.int32), sem="relaxed")
 
 
 @triton.jit
-def meet(item, last, exchange):
-    """Return when all chunks of a block have arrived; `last` is whether this one did so last."""
-    if last:
-        release(item.block, item.chunk, exchange)
-    else:
-        wait(item, exchange)
+def meet(item, exchange):
+    """Return when all chunks of a block have come here: each then sees what the others stored.
+
+    The last to come opens the gate, whoever it is; the first chunk counts for those that BLOCK_K is more than chunks.
+    """
+    everyone_stored()
+    is_first = item.chunk == 0
+    arriving = tl.where(is_first, 2 * exchange.BLOCK_K - exchange.chunks + 1, 1)
+    tl.atomic_add(gate_of(item.block, exchange), arriving, sem="release")
+    wait(item, tl.where(is_first, exchange.BLOCK_K - exchange.chunks + 1, 1), exchange)
 
 
 def everyone_merges(exchange, view, _semantic=None):

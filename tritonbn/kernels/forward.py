@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .affine import store_y
 from .channel import VECTORS, affine_of, load_statistics, store_statistics
-from .exchange import NOBODY, dataflow_item, release, wait
+from .exchange import dataflow_item, release, wait
 from .finish import finish_channels
 from .moments import last_to_merge, merge_chunks, store_moments
 from .partials import rows_of
@@ -117,12 +117,12 @@ def forward(
                 mean, invstd = centre + offset, invstd_of(variance, eps)
                 store_statistics(statistics, c, view, mean, invstd)
                 if PHASE == "dataflow":
-                    release(block, NOBODY, exchange)
+                    release(block, exchange.chunks, exchange)
                 finish_channels(mean, variance, values_of_channel(view), running, item, exchange, view)
 
     if PHASE != "statistics" and normalizes:
         if PHASE == "dataflow":
-            wait(item, exchange)
+            wait(item, 1, exchange)
         if RANKS:
             mean, variance, values = merge_ranks(exchange.partials, c, view, RANKS)
             invstd = invstd_of(variance, eps)

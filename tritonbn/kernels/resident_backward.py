@@ -162,28 +162,28 @@ def add_gradients(
 
 @triton.jit
 def channel_coefficients(total_dz, total_dz_x, scale, invstd, dweight, dbias, item, exchange, view):
-    """x_factor and offset [BLOCK_C] of all chunks (gradient.py), from the sums of each; the last writes the totals."""
-    c, values, last = item.c, values_of_channel(view), True
+    """x_factor and offset [BLOCK_C] of all chunks (gradient.py), from the sums of each; one writes the totals."""
+    c, values, finishes = item.c, values_of_channel(view), True
     if exchange.BLOCK_K > 1:
         rows = rows_of(item.block, 2, exchange, view)
         store_pair(rows, item.chunk, c, view, total_dz, total_dz_x)
-        last = last_to_add(rows, item, exchange, view)
     if everyone_merges(exchange, view):
         if exchange.BLOCK_K > 1:
-            meet(item, last, exchange)
+            meet(item, exchange)
             total_dz, total_dz_x = add_sums(rows, c, exchange, view)
+            finishes = item.chunk == 0
         x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-        if last:
+        if finishes:
             store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
     else:
-        if last:
+        if last_to_add(rows, item, exchange, view):
             total_dz, total_dz_x = add_sums(rows, c, exchange, view)
             x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
             store_pair(rows, 0, c, view, x_factor, offset)
-            release(item.block, item.chunk, exchange)
+            release(item.block, exchange.chunks - 1, exchange)
             store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
         else:
-            wait(item, exchange)
+            wait(item, 1, exchange)
         x_factor, offset = load_first_pair(rows, c, view)
     return x_factor, offset
 

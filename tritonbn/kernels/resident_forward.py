@@ -129,30 +129,30 @@ def measure_chunk(x, x_in, first, parts, item, chunks, holding, view):
 @triton.jit
 def channel_statistics(centre, offset, M2, count, statistics, eps, running, item, exchange, view):
     """mean and invstd [BLOCK_C] of all chunks, from the moments of each; one of its programs finishes a block."""
-    c, values = item.c, values_of_channel(view)
-    variance, last = M2 / count, True
+    c, values, finishes = item.c, values_of_channel(view), True
     if exchange.BLOCK_K > 1:
         rows = rows_of(item.block, 4, exchange, view)
         store_moments(rows, item.chunk, c, view, centre, offset, M2, count)
-        last = last_to_merge(rows, item, exchange, view)
     if everyone_merges(exchange, view):
+        variance = M2 / count
         if exchange.BLOCK_K > 1:
-            meet(item, last, exchange)
+            meet(item, exchange)
             centre, offset, variance = merge_chunks(rows, c, exchange, view)
+            finishes = item.chunk == 0
         mean = centre + offset
         invstd = invstd_of(variance, eps)
-        if last:
+        if finishes:
             store_statistics(statistics, c, view, mean, invstd)
             finish_channels(mean, variance, values, running, item, exchange, view)
     else:
-        if last:
+        if last_to_merge(rows, item, exchange, view):
             centre, offset, variance = merge_chunks(rows, c, exchange, view)
             invstd = invstd_of(variance, eps)
             store_statistics(statistics, c, view, centre + offset, invstd)
-            release(item.block, item.chunk, exchange)
+            release(item.block, exchange.chunks - 1, exchange)
             finish_channels(centre + offset, variance, values, running, item, exchange, view)
         else:
-            wait(item, exchange)
+            wait(item, 1, exchange)
         mean, invstd = load_statistics(statistics, c, view)
     return mean, invstd
 
