@@ -14,10 +14,10 @@ import triton.language as tl
 from .channel import VECTORS, affine_of, load_statistics
 from .exchange import dataflow_item, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
-from .partials import rows_of
+from .partials import rows_of, store_row
 from .ranks import load_sums, send_sums
 from .records import Epilogue, Exchange, Item, Strided, View
-from .sums import add_sums, last_to_add, load_first_pair, store_pair
+from .sums import add_sums, last_to_add, load_first_pair
 from .upstream import load_dz
 from .view import (
     block_and_chunk,
@@ -103,7 +103,7 @@ def backward(
             sum_dz_x += dz * tl.where(mask, deviation, 0.0)
         if exchange.partials is not None:  # None where nobody wants the sums
             rows = rows_of(block, 2, exchange, view)
-            store_pair(rows, chunk, c, view, channel_sum(sum_dz, view), channel_sum(sum_dz_x, view))
+            store_row(rows, chunk, (channel_sum(sum_dz, view), channel_sum(sum_dz_x, view)), c, exchange, view)
             if last_to_add(rows, item, exchange, view):
                 total_dz, total_dz_x = add_sums(rows, c, exchange, view)
                 values = values_of_channel(view)
@@ -111,7 +111,7 @@ def backward(
                     send_sums(rows_of(exchange.blocks, 2, exchange, view), item, view, total_dz, total_dz_x, values)
                 else:
                     x_factor, offset = coefficients(affine.scale, invstd, total_dz, total_dz_x, values)
-                    store_pair(rows, 0, c, view, x_factor, offset)
+                    store_row(rows, 0, (x_factor, offset), c, exchange, view)
                 if PHASE == "dataflow":
                     release(block, exchange.chunks, exchange)
                 store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
@@ -123,7 +123,7 @@ def backward(
             total_dz, total_dz_x, values = load_sums(exchange.partials, c, view)
             x_factor, offset = coefficients(affine.scale, invstd, total_dz, total_dz_x, values)
         else:
-            x_factor, offset = load_first_pair(rows_of(block, 2, exchange, view), c, view)
+            x_factor, offset = load_first_pair(rows_of(block, 2, exchange, view), c, exchange, view)
         for tile in tl.range(first, last, num_stages=STAGES):
             dz, deviation, _ = load_dz(x, dy, residual, wide_mean, affine, epilogue, tile, item, view)
             store_tile(dx, input_gradient(dz, deviation, affine.scale, x_factor, offset, view), tile, item, view)

@@ -107,7 +107,7 @@ def forward(
         count = (values_before(last, view) - before).to(view.ACCUMULATOR)
         offset, M2 = centred_moments(channel_sum(sum_deviation, view), channel_sum(sum_squares, view), count)
         rows = rows_of(block, 4, exchange, view)
-        store_moments(rows, chunk, c, view, centre, offset, M2, count)
+        store_moments(rows, chunk, centre, offset, M2, count, c, exchange, view)
         if last_to_merge(rows, item, exchange, view):
             centre, offset, variance = merge_chunks(rows, c, exchange, view)
             if RANKS:

@@ -12,9 +12,9 @@ from .chunk import anew, load_chunk, load_clues, loaded, packed, tiles_and_parts
 from .edges import add_edge_gradients, dx_of_edges, gradients_of_edges, interior, load_edges, write_edges
 from .exchange import everyone_merges, meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
-from .partials import rows_of
+from .partials import rows_of, store_row
 from .records import Epilogue, Exchange, Holding, Item, Strided, View
-from .sums import add_sums, last_to_add, load_first_pair, store_pair
+from .sums import add_sums, last_to_add, load_first_pair
 from .upstream import dz_and_deviation, masked_dz
 from .view import block_channels, channel_sum, spread, store_tile, values_of_channel, zero_tile
 
@@ -166,7 +166,7 @@ def channel_coefficients(total_dz, total_dz_x, scale, invstd, dweight, dbias, it
     c, values, finishes = item.c, values_of_channel(view), True
     if exchange.BLOCK_K > 1:
         rows = rows_of(item.block, 2, exchange, view)
-        store_pair(rows, item.chunk, c, view, total_dz, total_dz_x)
+        store_row(rows, item.chunk, (total_dz, total_dz_x), c, exchange, view)
     if everyone_merges(exchange, view):
         if exchange.BLOCK_K > 1:
             meet(item, exchange)
@@ -179,12 +179,12 @@ def channel_coefficients(total_dz, total_dz_x, scale, invstd, dweight, dbias, it
         if last_to_add(rows, item, exchange, view):
             total_dz, total_dz_x = add_sums(rows, c, exchange, view)
             x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-            store_pair(rows, 0, c, view, x_factor, offset)
+            store_row(rows, 0, (x_factor, offset), c, exchange, view)
             release(item.block, exchange.chunks - 1, exchange)
             store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
         else:
             wait(item, 1, exchange)
-        x_factor, offset = load_first_pair(rows, c, view)
+        x_factor, offset = load_first_pair(rows, c, exchange, view)
     return x_factor, offset
 
 

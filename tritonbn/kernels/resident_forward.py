@@ -132,7 +132,7 @@ def channel_statistics(centre, offset, M2, count, statistics, eps, running, item
     c, values, finishes = item.c, values_of_channel(view), True
     if exchange.BLOCK_K > 1:
         rows = rows_of(item.block, 4, exchange, view)
-        store_moments(rows, item.chunk, c, view, centre, offset, M2, count)
+        store_moments(rows, item.chunk, centre, offset, M2, count, c, exchange, view)
     if everyone_merges(exchange, view):
         variance = M2 / count
         if exchange.BLOCK_K > 1:

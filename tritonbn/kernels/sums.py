@@ -4,30 +4,25 @@ import triton
 import triton.language as tl
 
 from .exchange import last_chunk, last_of_span
-from .partials import load_rows, span_of, spans_of, store_row
+from .partials import load_row, load_rows, span_of, spans_of, store_row
 
 
 @triton.jit
-def store_pair(rows, row, c, view, first, second):
-    """Write two numbers of each channel [BLOCK_C] to a row."""
-    store_row(rows, row, c, view, tl.join(first, second))
-
-
-@triton.jit
-def load_first_pair(rows, c, view):
+def load_first_pair(rows, c, exchange, view):
     """The two numbers of each channel [BLOCK_C] back, from the first row."""
-    at = tl.arange(0, view.BLOCK_C)[:, None] * 2 + tl.arange(0, 2)[None, :]
-    return tl.split(tl.load(rows + at, (c < view.channels)[:, None], other=0.0))
+    return load_row(rows, 0, 0, c, exchange, view), load_row(rows, 1, 0, c, exchange, view)
 
 
 @triton.jit
-def add_rows(rows, first, end, c, view, COUNT: tl.constexpr, BLOCK_M: tl.constexpr):
+def add_rows(rows, first, end, c, exchange, view, COUNT: tl.constexpr):
     """Both sums [BLOCK_C] over the rows from `first` to `end`, COUNT at most, BLOCK_M at a time in a fixed order."""
-    M: tl.constexpr = COUNT if COUNT < BLOCK_M else BLOCK_M  # min and max are for tensors before Triton 3.6
-    sums = tl.zeros([M, view.BLOCK_C, 2], rows.dtype.element_ty)
+    M: tl.constexpr = COUNT if COUNT < exchange.BLOCK_M else exchange.BLOCK_M  # min is for tensors before Triton 3.6
+    one, other = tl.zeros([M, view.BLOCK_C], view.ACCUMULATOR), tl.zeros([M, view.BLOCK_C], view.ACCUMULATOR)
     for before in range(0, COUNT, M):
-        sums += load_rows(rows, first + before + tl.arange(0, M), end, c, view, 2)
-    return tl.split(tl.sum(sums, 0))
+        k = first + before + tl.arange(0, M)
+        one += load_rows(rows, 0, k, end, c, exchange, view)
+        other += load_rows(rows, 1, k, end, c, exchange, view)
+    return tl.sum(one, 0), tl.sum(other, 0)
 
 
 @triton.jit
@@ -37,8 +32,9 @@ def last_to_add(rows, item, exchange, view):
         last = last_of_span(item, exchange)
         if last:
             begin, end = span_of(item.chunk, exchange)
-            first, second = add_rows(rows, begin, end, item.c, view, exchange.SPAN, exchange.BLOCK_M)
-            store_pair(rows, exchange.BLOCK_K + item.chunk // exchange.SPAN, item.c, view, first, second)
+            first, second = add_rows(rows, begin, end, item.c, exchange, view, exchange.SPAN)
+            row = exchange.BLOCK_K + item.chunk // exchange.SPAN
+            store_row(rows, row, (first, second), item.c, exchange, view)
             last = last_chunk(item, tl.cdiv(exchange.chunks, exchange.SPAN), exchange)
     else:
         last = last_chunk(item, exchange.chunks, exchange)
@@ -50,7 +46,7 @@ def add_sums(rows, c, exchange, view):
     """Both sums [BLOCK_C] over all chunks."""
     if spans_of(exchange):
         end = exchange.BLOCK_K + tl.cdiv(exchange.chunks, exchange.SPAN)
-        total = add_rows(rows, exchange.BLOCK_K, end, c, view, spans_of(exchange), exchange.BLOCK_M)
+        total = add_rows(rows, exchange.BLOCK_K, end, c, exchange, view, spans_of(exchange))
     else:
-        total = add_rows(rows, 0, exchange.chunks, c, view, exchange.BLOCK_K, exchange.BLOCK_M)
+        total = add_rows(rows, 0, exchange.chunks, c, exchange, view, exchange.BLOCK_K)
     return total
