@@ -165,6 +165,30 @@ def test_counter_of_inference_mode(backend, device):
     assert not torch.equal(given["running_mean"], torch.zeros(3, device=DEVICE))
 
 
+@pytest.mark.parametrize(("backend", "device"), [("aten", DEVICE), ("triton", "meta")])
+def test_counter_that_wants_a_gradient(backend, device):
+    counter = torch.zeros((), device=device, requires_grad=True)
+    given = arguments(num_batches_tracked=counter)
+    with tritonbn.backend(backend):
+        with pytest.raises(RuntimeError, match="num_batches_tracked not to require a gradient"):
+            tritonbn.batch_norm(**given)
+        assert torch.equal(given["running_mean"], torch.zeros(3, device=DEVICE))
+        with torch.no_grad():
+            tritonbn.batch_norm(**given)
+    assert device == "meta" or counter == 1
+
+
+@pytest.mark.parametrize("name", ["input", "running_var"])
+def test_no_batch_that_torch_refuses_is_counted(name):
+    """Because it cannot be saved or written to."""
+    given = arguments(weight=ones(3).requires_grad_(), num_batches_tracked=torch.tensor(0, device=DEVICE))
+    with torch.inference_mode():
+        given[name] = given[name].clone()
+    with tritonbn.backend("aten"), pytest.raises(RuntimeError, match="[Ii]nference"):
+        tritonbn.batch_norm(**given)
+    assert given["num_batches_tracked"] == 0
+
+
 def test_expanded_running_buffers():
     given = arguments(running_mean=ones(1).expand(3))
     with pytest.raises(RuntimeError, match="running_mean to have an element a channel"):

@@ -1,5 +1,6 @@
 """What torch offers around a module works with ours as with torch's own, on the kernels."""
 
+import copy
 import functools
 
 import pytest
@@ -123,6 +124,21 @@ def test_checkpoint(options):
     assert_near(mine, theirs)
     plain = step(twins()[0], inputs())
     assert_near([mine["y"], mine["dx"], mine["gradients"]], [plain["y"], plain["dx"], plain["gradients"]], 0)
+
+
+@pytest.mark.parametrize("momentum", [0.25, None])
+def test_checkpoint_that_ends_in_a_batch_norm(momentum):
+    """The second forward pass ends as soon as all is there that the first one saved, in the batch norm itself."""
+    mine, theirs = twins(lambda: nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3, momentum=momentum)))
+    models = {"triton": mine, "aten": copy.deepcopy(mine), "auto": theirs}
+    results = []
+    for backend, model in models.items():
+        with tritonbn.backend(backend):
+            call = functools.partial(checkpoint, use_reentrant=False)
+            results.append([step(model, inputs(seed), call) for seed in range(2)])
+        assert model[1].num_batches_tracked == 4
+    assert_near(results[0], results[2])
+    assert_near(results[1], results[2])
 
 
 def test_switching_between_training_and_evaluation():

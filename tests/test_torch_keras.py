@@ -58,6 +58,12 @@ def test_checkpoint(runs, reentrant):
     assert len(runs) == 3
 
 
+def test_checkpoint_on_the_aten_backend():
+    with tritonbn.backend("aten"):
+        mine, theirs = (step(module, inputs(), functools.partial(checkpoint, use_reentrant=False)) for module in pair())
+    assert_same(mine, theirs, 2)
+
+
 def test_hooks(runs):
     def hooked(module):
         module.register_forward_pre_hook(lambda module, given: (given[0] * 2,))

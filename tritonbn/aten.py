@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import _StopRecomputationError
 
 from .backends import innermost_transform
 from .launch import statistics_dtype
@@ -77,21 +78,38 @@ def batch_norm(
     if training and mean is not None:
         mean, var = torch.zeros_like(mean), torch.zeros_like(var)
     read = channels_second.flatten(2) if x.dim() > 3 else channels_second
-    # F.batch_norm would refuse one value per channel.
-    y = torch.batch_norm(read, weight, bias, mean, var, training, 1.0, eps, torch.backends.cudnn.enabled)
+    running = (running_mean, running_var) if training and running_mean is not None and x.numel() > 0 else ()
+    check_writable(*running)
+    given = momentum, x.numel() // x.shape[axis] if running else 0, correction
+    try:  # F.batch_norm would refuse one value per channel
+        y = torch.batch_norm(read, weight, bias, mean, var, training, 1.0, eps, torch.backends.cudnn.enabled)
+    except _StopRecomputationError:  # of a checkpoint, when all is computed that it had saved
+        update(running, (mean, var), *given)
+        raise
+    update(running, (mean, var), *given)
     y = y.view(channels_second.shape)
-    if training and running_mean is not None and x.numel() > 0:
-        values = x.numel() // x.shape[axis]
-        var = torch.zeros_like(var) if values == 1 else var * ((values - 1) / (values - correction))
-        share = momentum.reshape(()).to(var.dtype) if isinstance(momentum, Tensor) else momentum
-        check_writable(running_mean, running_var)
-        with torch.no_grad():
-            for running, batch in ((running_mean, mean), (running_var, var)):
-                running.copy_(running.to(batch.dtype).lerp(batch, share))
     y = y.movedim(1, axis) if x.dim() > 1 else y.squeeze(0)
     if not torch.compiler.is_compiling() and innermost_transform() is not None:
         return y.clone()  # x may stand for one where y stands for several
     return torch.empty_like(x).copy_(y)
+
+
+def update(
+    running: tuple[Tensor, ...],
+    batch: tuple[Tensor | None, Tensor | None],
+    momentum: float | Tensor,
+    values: int,
+    correction: int,
+) -> None:
+    """Running mean and variance, if they are to be updated, by those of a batch, the unbiased variance."""
+    if not running:
+        return
+    mean, var = batch
+    var = torch.zeros_like(var) if values == 1 else var * ((values - 1) / (values - correction))
+    share = momentum.reshape(()).to(var.dtype) if isinstance(momentum, Tensor) else momentum
+    with torch.no_grad():
+        for old, new in zip(running, (mean, var), strict=True):
+            old.copy_(old.to(new.dtype).lerp(new, share))
 
 
 def check_writable(*vectors: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from numbers import Number, Real
 from os import register_at_fork
@@ -14,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import aten, autograd, devices, distributed, selection
-from .backends import in_force, innermost_transform, traces_kernels, uses_kernels
+from .backends import in_force, traces_kernels, uses_kernels
 from .case import Case
 from .forms import form, forms, recognized
 from .launch import dense, dense_strides, statistics_dtype, walkable
@@ -147,12 +148,10 @@ def batch_norm(
     if not case.counts_elsewhere:
         state = running_mean, running_var, num_batches_tracked, momentum
         return autograd.batch_norm(case, input, weight, bias, residual, state)
-    check_counts(num_batches_tracked)
     if momentum is None:
         momentum = average_factor(num_batches_tracked, input)
-    y = autograd.batch_norm(case, input, weight, bias, residual, (running_mean, running_var, None, momentum))
-    num_batches_tracked.add_(1)
-    return y
+    state = running_mean, running_var, None, momentum
+    return counted(num_batches_tracked, autograd.batch_norm, case, input, weight, bias, residual, state)
 
 
 class Arguments(NamedTuple):
@@ -266,10 +265,9 @@ def traced(given: Arguments) -> Tensor:
     tensors, state, how = for_operators(given)
     if not given.training:
         return torch.ops.tritonbn.inference(*tensors, *state[:2], *how)[0]
-    y = torch.ops.tritonbn.training(*tensors, *state, *how)[0]
     if counts_elsewhere:
-        counter.add_(1)
-    return y
+        return counted(counter, torch.ops.tritonbn.training, *tensors, *state, *how)[0]
+    return torch.ops.tritonbn.training(*tensors, *state, *how)[0]
 
 
 def for_operators(given: Arguments) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
@@ -290,16 +288,11 @@ def synchronized(given: Arguments, group: ProcessGroup) -> Tensor:
         given = given.plain()
     check(given, is_shared=True)
     x, counter, momentum = given.input, given.num_batches_tracked, given.momentum
-    counts_elsewhere = counter is not None and counter.device != x.device
-    if counts_elsewhere:
-        check_counts(counter)
-        given = given._replace(
-            momentum=average_factor(counter, x) if momentum is None else momentum, num_batches_tracked=None
-        )
-    y = traced_together(given, group) if is_compiling() else computed_together(given, group)
-    if counts_elsewhere:
-        counter.add_(1)
-    return y
+    compute = traced_together if is_compiling() else computed_together
+    if counter is None or counter.device == x.device:
+        return compute(given, group)
+    momentum = average_factor(counter, x) if momentum is None else momentum
+    return counted(counter, compute, given._replace(momentum=momentum, num_batches_tracked=None), group)
 
 
 def traced_together(given: Arguments, group: ProcessGroup) -> Tensor:
@@ -317,6 +310,8 @@ def computed_together(given: Arguments, group: ProcessGroup) -> Tensor:
     ):
         raise RuntimeError("batch_norm: expected no tangents with a process group, where there is no forward mode")
     kernels = given.input.numel() > 0 and uses_kernels(given.input)
+    if not kernels and given.num_batches_tracked is not None:
+        check_counts(given.num_batches_tracked)
     x = walkable(given.input, given.axis % given.input.dim()) if kernels else given.input
     given = given._replace(input=x)
     state = given.running_mean, given.running_var, given.num_batches_tracked, given.momentum
@@ -332,20 +327,26 @@ def average_factor(counter: Tensor, input: Tensor) -> Tensor:
 def by_aten(given: Arguments) -> Tensor:
     """The same by torch's own operations."""
     x, counter, momentum = given.input, given.num_batches_tracked, given.momentum
-    counts = given.training and counter is not None
-    if counts:
-        check_counts(counter)
-        if not is_compiling() and innermost_transform() is not None:
-            counter.add_(0)  # torch.func refuses this, if it does, before anything is changed
     if momentum is None:
         momentum = average_factor(counter, x) if given.training else 0.0
-    y = aten.fused(
+    arguments = (
         x, given.running_mean, given.running_var, given.weight, given.bias, given.training, momentum, float(given.eps),
         given.axis % max(1, x.dim()), given.correction, given.residual, given.activation, given.negative_slope,
     )  # fmt: skip
-    if counts:
-        counter.add_(1)
-    return y
+    if given.training and counter is not None:
+        return counted(counter, aten.fused, *arguments)
+    return aten.fused(*arguments)
+
+
+def counted(counter: Tensor, compute: Callable[..., Any], *given: Any) -> Any:
+    """compute(*given), counted beforehand, as torch does: a checkpoint may end its second forward in there."""
+    check_counts(counter)
+    counter.add_(1)
+    try:
+        return compute(*given)
+    except RuntimeError:
+        counter.sub_(1)
+        raise
 
 
 def sample_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-3) -> Tensor:
@@ -525,6 +526,8 @@ def check_activation(name: str, activation: str | None) -> None:
 
 def check_counts(counter: Tensor) -> None:
     """Raise unless torch lets this be counted up; the kernels need no leave."""
+    if counter.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("batch_norm: expected num_batches_tracked not to require a gradient, since it gets none")
     if not is_compiling() and counter.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError("batch_norm: expected num_batches_tracked to be no tensor of inference mode outside of it")
 
