@@ -177,6 +177,20 @@ def test_lazy_modules_become_ours():
     assert model[0].num_batches_tracked.item() == 1
 
 
+@pytest.mark.parametrize("change", [tritonbn.convert, tritonbn.convert_sync])
+@pytest.mark.parametrize("converted_first", [True, False])
+def test_a_lazy_module_that_its_copy_has_initialized(change, converted_first):
+    """torch's runs too, as the lazy class that it still is."""
+    module = nn.LazyBatchNorm1d(device=DEVICE)
+    if converted_first:
+        change(module)
+    x = random((4, 3))
+    copy.copy(module)(x)
+    assert change(module) is module
+    torch.testing.assert_close(module.train()(x), nn.BatchNorm1d(3, device=DEVICE)(x))
+    assert type(module) in (tritonbn.BatchNorm1d, tritonbn.SyncBatchNorm)
+
+
 def test_twice_changes_nothing_more():
     model = tritonbn.convert(network())
     modules = list(model.modules())

@@ -117,6 +117,8 @@ class _LazyKernelBatchNorm(_LazyNormBase):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         # torch fetches this method, then initializes the module, which changes its class, then calls it
+        if isinstance(self, _LazyKernelBatchNorm):  # initialized by way of a copy
+            self.__class__ = self.cls_to_become
         return self.cls_to_become.forward(self, *args, **kwargs)
 
 
