@@ -7,10 +7,13 @@ import torch
 from support import DEVICE, random
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
 from twins import assert_near, step, varied
 
 import tritonbn
+from tritonbn.keras import load_keras_weights
 
 SHAPE = (4, 2, 2, 3)
 VALUES = 4 * 2 * 3
@@ -132,3 +135,59 @@ def test_made_on_the_meta_device(runs, mode):
     x = random((4, 3), torch.float64)
     assert_near(step(layer, x), step(made, x), 0)
     assert runs
+
+
+class Exponential(nn.Module):
+    def forward(self, logarithm):
+        return logarithm.exp()
+
+
+class Invertible(Exponential):
+    def right_inverse(self, value):
+        if (value <= 0).any():
+            raise ValueError("expected positive values")
+        return value.log()
+
+
+SETTERS = {
+    "set_weights": lambda module, arrays: module.set_weights(arrays),
+    "load_keras_weights": lambda module, arrays: load_keras_weights(module, *arrays),
+}
+
+
+@pytest.mark.parametrize("setter", SETTERS.values(), ids=SETTERS)
+def test_weights_are_set_through_parametrizations(setter):
+    layer = pair()[0]
+    for name in ("gamma", "running_std"):
+        register_parametrization(layer, name, Invertible())
+    setter(layer, [[1, 2], [3, 4], [5, 6], [7, 8]])
+    assert_near(layer.parametrizations.gamma.original, torch.tensor([1, 2], dtype=torch.float64).log())
+    assert [weights.round(9).tolist() for weights in layer.get_weights()] == [[1, 2], [3, 4], [5, 6], [7, 8]]
+    layer.reset_parameters()
+    assert [weights.tolist() for weights in layer.get_weights()] == [[1, 1], [0, 0], [0, 0], [1, 1]]
+
+
+COMPUTED = {
+    "without an inverse": lambda layer: register_parametrization(layer, "beta", Exponential()),
+    "of positive values": lambda layer: register_parametrization(layer, "beta", Invertible()),
+    "pruned": lambda layer: prune.l1_unstructured(layer, "beta", 1),
+}
+
+
+@pytest.mark.parametrize("setter", SETTERS.values(), ids=SETTERS)
+@pytest.mark.parametrize("change", COMPUTED.values(), ids=COMPUTED)
+def test_weights_that_cannot_be_set(setter, change):
+    layer = pair()[0]
+    register_parametrization(layer, "gamma", Invertible())
+    change(layer)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(ValueError, match="right_inverse|positive"):
+        setter(layer, [[1, 2], [-3, 4], [5, 6], [7, 8]])
+    assert_near(dict(layer.state_dict()), before, 0)
+
+
+def test_weights_of_keras_for_a_parametrized_module():
+    module = pair()[1]
+    register_parametrization(module, "weight", Invertible())
+    load_keras_weights(module, [1, 2], [3, 4], [5, 6], [7, 8])
+    assert_near(module.weight, torch.tensor([1, 2], dtype=torch.float64))

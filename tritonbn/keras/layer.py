@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..backends import uses_kernels
 from ..functional import batch_norm, check_batch, check_input, check_sample, sample_norm
@@ -302,8 +303,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
     def reset_parameters(self) -> None:
         """Set a built layer's vectors to what the initializers give."""
         if not self.has_uninitialized_params():
-            for name, value in self._initial_values(self.gamma.numel()).items():
-                getattr(self, name).data.copy_(value)
+            set_vectors(self, self._initial_values(self.gamma.numel()))
 
     def get_weights(self) -> list[np.ndarray]:
         """Copies of gamma, beta, running_mean and running_std, each (C,); of an unbuilt layer an empty list."""
@@ -315,7 +315,8 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Copy four arrays (C,) into gamma, beta, running_mean and running_std; an unbuilt layer is built for them.
 
-        ValueError for another number of arrays or another shape; then nothing has changed.
+        Vectors with torch's parametrizations are set by way of these. ValueError for another number of arrays or
+        another shape, or for a vector that is computed, without a right_inverse; then nothing has changed.
         """
         if len(weights) != len(VECTORS):
             raise ValueError(
@@ -327,8 +328,7 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         if self.has_uninitialized_params():
             self._keep_wide(values)
             self._materialize(channels)
-        for name, value in values.items():
-            getattr(self, name).data.copy_(value)
+        set_vectors(self, values)
 
     @property
     def trainable(self) -> bool:
@@ -406,6 +406,30 @@ def as_vector(values: Any, channels: int | None, name: str) -> Tensor:
         shape = "(C,)" if channels is None else f"({channels},)"
         raise ValueError(f"BatchNormalization: expected {name} of shape {shape}, got {tuple(vector.shape)}")
     return vector
+
+
+def set_vectors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values into a module's vectors, by way of their parametrizations if they have some.
+
+    ValueError for one that is computed in another way, or without a right_inverse, before any has changed.
+    """
+    computed = {name: value for name, value in values.items() if name not in {**module._parameters, **module._buffers}}
+    for name, value in computed.items():
+        steps = module.parametrizations[name] if is_parametrized(module, name) else [None]
+        if not all(hasattr(step, "right_inverse") for step in steps):
+            raise ValueError(
+                f"{type(module).__name__}: expected {name} to be no computed tensor, "
+                "unless by parametrizations that have a right_inverse"
+            )
+        computed[name] = value = value.to(getattr(module, name))
+        with torch.no_grad():  # raises, if it does, before any is set
+            for step in reversed(steps):
+                value = step.right_inverse(value)
+    for name, value in values.items():
+        if name in computed:
+            setattr(module, name, computed[name])
+        else:
+            getattr(module, name).data.copy_(value)
 
 
 def regularization_loss(model: nn.Module) -> Tensor:

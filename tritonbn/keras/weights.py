@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .layer import VECTORS, BatchNormalization, as_vector
+from .layer import VECTORS, BatchNormalization, as_vector, set_vectors
 
 TORCH_VECTORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -27,8 +27,9 @@ def load_keras_weights(module: nn.Module, gamma: Any, beta: Any, moving_mean: An
 
     Raises:
         TypeError: another module.
-        ValueError: an array of another shape; a gamma, beta or moving statistics for which the module has no vector;
-            a lazy module of torch.nn before its first input. The module is then as it was.
+        ValueError: an array of another shape; a gamma, beta or moving statistics for which the module has no vector,
+            or one that is computed, without a right_inverse; a lazy module of torch.nn before its first input. The
+            module is then as it was.
     """
     if isinstance(module, LazyModuleMixin) and not isinstance(module, BatchNormalization):
         raise ValueError(f"load_keras_weights: expected a module that has had its first input, got {module}")
@@ -49,7 +50,4 @@ def load_keras_weights(module: nn.Module, gamma: Any, beta: Any, moving_mean: An
     if lazy:
         module.set_weights(list(values.values()))
         return
-    for name, value in values.items():
-        vector: Tensor | None = getattr(module, name)
-        if vector is not None:
-            vector.data.copy_(value)
+    set_vectors(module, {name: value for name, value in values.items() if getattr(module, name) is not None})
