@@ -50,6 +50,11 @@ CASES = {
     "one value per channel": (dict(input=ones(1, 3, 1)), ValueError, r"more than 1 value .* got .*\(1, 3, 1\)"),
     "training as a word": (dict(training="False"), TypeError, "training to be a bool, got str"),
     "training as a number": (dict(training=1), TypeError, "training to be a bool, got int"),
+    "weight for no channels": (
+        dict(input=ones(4, 0), running_mean=ones(0), running_var=ones(0), weight=ones(0)),
+        IndexError,
+        r"a channel for weight, got .*\(4, 0\)",
+    ),
     "half weight": (dict(weight=ones(3, dtype=torch.float16)), RuntimeError, "torch.float32.*got torch.float16"),
     "double bias": (dict(bias=ones(3, dtype=torch.float64)), RuntimeError, "dtype torch.float32, got torch.float64"),
     "integer buffers": (
@@ -237,6 +242,15 @@ def test_empty_batch(shape, training):
         results.append((y, mean, var, x.grad, weight.grad, bias.grad))
     torch.testing.assert_close(*results, rtol=0, atol=0)
     assert torch.equal(results[0][1], ones(3) * 2)
+
+
+def test_a_module_without_channels():
+    """Torch indexes weight and bias, and takes what has none."""
+    module = tritonbn.BatchNorm1d(0).to(DEVICE)
+    with pytest.raises(IndexError, match="a channel for weight"):
+        module(ones(4, 0))
+    assert module.num_batches_tracked == 0
+    assert tritonbn.BatchNorm1d(0, affine=False).to(DEVICE)(ones(4, 0)).shape == (4, 0)
 
 
 def test_empty_batch_is_counted():

@@ -77,8 +77,9 @@ def batch_norm(
     Vectors are of the input's dtype or float32. Statistics are computed in float32, for float64 input in float64.
 
     Returns:
-        A tensor of the input's shape, dtype and memory format (contiguous where more than four reduced axes cannot be
-        merged). An empty input gives an empty output, and leaves running_mean and running_var alone.
+        A tensor of the input's shape and dtype, contiguous or channels_last where the input is. What lies otherwise
+        keeps its order of axes in the kernels, unless more than four reduced axes cannot be merged; ATen may make it
+        contiguous, as torch does. An empty input gives an empty output, and leaves running_mean and running_var alone.
 
     Raises:
         TypeError: an argument that is not a tensor, a number, a bool or a process group where one is needed.
@@ -86,6 +87,7 @@ def batch_norm(
         ValueError: eps out of its range; a correction that is neither 0 nor 1; one value per channel in training with
             correction 1; one running buffer without the other; an unknown activation; momentum None without
             num_batches_tracked.
+        IndexError: a weight or bias for an input without channels.
         RuntimeError: no such axis; a vector or residual of the wrong size, dtype, layout or device; evaluation without
             running buffers; a tensor of inference mode that the backward pass would need.
 
@@ -361,8 +363,9 @@ def sample_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None
         eps: positive.
 
     Returns:
-        A tensor of the input's shape, dtype and memory format (contiguous where more than four leading axes cannot be
-        merged). An empty input gives an empty output. Statistics are computed in float32, for float64 input in float64.
+        A tensor of the input's shape, dtype and memory format (from the kernels a contiguous one where more than four
+        leading axes cannot be merged). An empty input gives an empty output. Statistics are computed in float32, for
+        float64 input in float64.
 
     Raises:
         TypeError: an argument that is not a tensor where one is needed.
@@ -474,6 +477,8 @@ def check_batch(
             check_vector("batch_norm", name, vector, input, channels)
             if name.startswith("running") and vector.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(f"batch_norm: expected {name} not to require a gradient, since it gets none")
+            if channels == 0 and name in ("weight", "bias"):
+                raise IndexError(f"batch_norm: expected a channel for {name}, got input of shape {tuple(input.shape)}")
             if name.startswith("running") and training and vector.stride(0) == 0 and channels > 1:
                 raise RuntimeError(f"batch_norm: expected {name} to have an element a channel, got an expanded tensor")
     if isinstance(momentum, Tensor):
