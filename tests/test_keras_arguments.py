@@ -7,8 +7,9 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from tritonbn import BatchNormalization
+from tritonbn import BatchNormalization, regularization_loss
 from tritonbn.keras import L1L2Regularizer, WeightRegularizer, initializers, l1, l1l2, l2, regularizers
 
 BAD = {
@@ -160,6 +161,7 @@ REGULARIZERS = {
     "dict l2 by l": ({"name": "l2", "l": 0.2}, 1.05),
     "dict with defaults": ({"name": "l1l2", "l2": 0.2}, 0.035 + 1.05),
     "callable": (lambda vector: vector.prod(), -1.0),
+    "a number": (lambda vector: -1.5, -1.5),
 }
 
 
@@ -178,6 +180,13 @@ def test_gammas_term_comes_first():
     )
     assert [term.item() for term in layer.losses] == pytest.approx([0.035, 0.0525])
     assert BatchNormalization(input_shape=(3,)).losses == []
+
+
+def test_a_number_is_added_to_the_loss():
+    layer = BatchNormalization(gamma_regularizer=lambda gamma: 0.5, beta_regularizer="l1", input_shape=(3,))
+    loss = regularization_loss(nn.Sequential(layer, BatchNormalization(beta_regularizer=lambda _: 1, input_shape=(3,))))
+    assert loss.item() == 1.5
+    loss.backward()
 
 
 def test_half_precision_terms_are_summed_in_float32():

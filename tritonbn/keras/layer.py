@@ -345,7 +345,11 @@ class BatchNormalization(LazyModuleMixin, nn.Module):
         if self.has_uninitialized_params():
             return []
         pairs = ((self.gamma_regularizer, self.gamma), (self.beta_regularizer, self.beta))
-        return [regularizer(vector) for regularizer, vector in pairs if regularizer is not None]
+        return [
+            torch.as_tensor(regularizer(vector), device=vector.device)
+            for regularizer, vector in pairs
+            if regularizer is not None
+        ]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments but weights, device and dtype, ready for JSON.

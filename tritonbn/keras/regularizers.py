@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Regularizer = Callable[[Tensor], Tensor]
-"""f(vector) returns a term of the loss, a tensor of no axes."""
+Regularizer = Callable[[Tensor], Tensor | float]
+"""f(vector) returns a term of the loss, a tensor of no axes or a number."""
 
 
 class L1L2Regularizer:
