@@ -14,10 +14,12 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from support import DEVICE, random, thorough
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed import is_initialized
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -780,6 +782,34 @@ def test_autocast_of_the_caller(forward):
     fused = fuse_and_check(model, images())
     with torch.autocast("cpu", torch.bfloat16), tritonbn.backend("aten"):
         check_same(model.float(), fused.float(), images(dtype=torch.float32), tolerance=1e-5)
+
+
+QUESTIONS = {
+    "default dtype": lambda self, x: F.relu(self.bn(x)).to(torch.get_default_dtype()),
+    "deterministic": lambda self, x: F.relu(self.bn(x)) * (2 if torch.are_deterministic_algorithms_enabled() else 3),
+    "anomalies": lambda self, x: F.relu(self.bn(x)) * (2 if torch.is_anomaly_enabled() else 3),
+    "precision": lambda self, x: F.relu(self.bn(x)) * (2 if torch.get_float32_matmul_precision() == "high" else 3),
+    "processes": lambda self, x: F.relu(self.bn(x)) * (2 if dist.is_initialized() else 3),
+    "processes by torch": lambda self, x: F.relu(self.bn(x)) * (2 if torch.distributed.is_initialized() else 3),
+    "processes by name": lambda self, x: F.relu(self.bn(x)) * (2 if is_initialized() else 3),
+    "devices": lambda self, x: F.relu(self.bn(x)) * (2 if torch.cuda.is_available() else 3),
+    "backends": lambda self, x: F.relu(self.bn(x)) * (2 if torch.backends.mkldnn.enabled else 3),
+}
+
+
+@pytest.mark.parametrize("forward", QUESTIONS.values(), ids=QUESTIONS)
+def test_settings_that_a_forward_asks_torch_for(forward):
+    """It asks at each call."""
+    assert "fused=" not in repr(tritonbn.convert(written(forward, bn=bn()).to(DEVICE), fuse=True))
+
+
+def test_a_default_dtype_of_later():
+    model = tritonbn.convert(written(QUESTIONS["default dtype"], bn=bn()).to(DEVICE), fuse=True)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert model(images(dtype=torch.float32)).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_convert_draws_no_random_numbers():

@@ -76,7 +76,9 @@ def convert(
     torch.fx cannot record all that a forward does: control flow by data, types or random numbers; `with` and `except`;
     writing to attributes, calling eval(), requires_grad_() and the like on a child, and reading a child's tensors;
     global variables, unless they are functions, classes, modules or constants, and writing to any; print, and what the
-    modules logging, warnings, os, sys and time do; asking for autocast or tracing. Nothing of that is done by convert.
+    modules logging, warnings, os, sys and time do; asking torch for autocast, tracing, default dtype or device,
+    determinism and other settings, or for what torch.distributed, torch.backends and torch.cuda know. Nothing of that
+    is done by convert.
 
     What a forward does or reads by way of Python modules other than these, of functions that are not written in Python,
     or of an argument's mutable default, is not seen: it is done while convert runs, and then left as it was. Call it

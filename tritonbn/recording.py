@@ -35,14 +35,21 @@ TRUSTED = {"torch", "tritonbn", "numpy", *sys.stdlib_module_names}
 EFFECTS = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "IMPORT_NAME", "POP_EXCEPT"}
 """Instructions that change what is there after a call; the last one is of `except`, which hides errors, and `with`."""
 
-OUTSIDE = {"sys", "os", "posix", "nt", "time", "datetime", "warnings", "_warnings", "logging"}
+OUTSIDE = {
+    *("sys", "os", "posix", "nt", "time", "datetime", "warnings", "_warnings", "logging"),
+    *("torch.distributed", "torch.backends", "torch.accelerator", "torch.cuda", "torch.xpu", "torch.mps"),
+}
 """Modules that act on or ask what is outside of the program."""
 
 UNFIT = print, input, open, setattr, delattr, type, globals, eval, exec
 """What acts on the outside, or tells that a stand-in is one."""
 
-QUERIES = re.compile("autocast|inference_mode|is_tracing|is_compiling|is_dynamo_compiling|is_exporting|onnx_export")
-"""Names of functions whose answers are other ones when a program runs."""
+QUERIES = re.compile(
+    "autocast|inference_mode|is_tracing|is_scripting|is_compiling|is_dynamo_compiling|is_exporting|onnx_export|"
+    "default_dtype|default_device|deterministic|float32_matmul|num_threads|num_interop|initial_seed|worker_info|"
+    "(?<!grad)_enabled$|^(distributed|backends|accelerator|cuda|xpu|mps)$"
+)
+"""Names of functions whose answers are other ones when a program runs, and of torch's modules of such functions."""
 
 
 class Unknown:
@@ -297,4 +304,4 @@ def is_fixed(value: Any) -> bool:
     if not isinstance(value, (*PLAIN, types.ModuleType)) or value in UNFIT:
         return False
     origin = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    return (origin or "").partition(".")[0] not in OUTSIDE
+    return OUTSIDE.isdisjoint(prefixes(origin or ""))
