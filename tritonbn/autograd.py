@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,10 +37,24 @@ def batch_norm(
     return plan.inference(case, x, weight, bias, residual, state, keeps_statistics=False, keeps_signs=False)[0]
 
 
+AnyFunction = TypeVar("AnyFunction", bound=torch.autograd.Function)
+
 NO_OTHERS = None, None, None
 """Signs, bias and residual of a batch norm without an activation."""
 
 
+def launching(kind: type[AnyFunction]) -> type[AnyFunction]:
+    """A Function whose backward pass launches kernels: called at once by the engine, untraced by compiled autograd."""
+
+    def untraced(ctx: Any, *given: Any) -> Any:
+        return torch.compiler.disable(kind.backward)(ctx, *given)
+
+    kind._backward_cls.apply = kind.backward  # torch's own looks at every step for which of two methods there is
+    kind._backward_cls._forward_cls = type(kind.__name__, (kind,), {"backward": staticmethod(untraced)})
+    return kind
+
+
+@launching
 class BatchNorm(torch.autograd.Function):
     """Saves x, weight and statistics (2, C); with an activation also bias, and of a residual one bit per element.
 
@@ -119,9 +133,6 @@ def require_savable(
 
 apply = super(torch.autograd.Function, BatchNorm).apply
 """Function.apply looks for torch.func's transforms first, which never get here: backends.uses_kernels."""
-
-BatchNorm._backward_cls.apply = BatchNorm.backward
-"""What the engine calls: torch's own looks at every step for which of two methods there is."""
 
 
 def is_batched(tensor: Tensor) -> bool:
@@ -211,6 +222,7 @@ def sample_norm(case: SampleCase, x: Tensor, weight: Tensor | None, bias: Tensor
     return sample_plan.forward(case, x, weight, bias, eps, keeps_statistics=False)[0]
 
 
+@launching
 class SampleNorm(torch.autograd.Function):
     """Saves x, weight and statistics (2, rows): mean and sqrt(variance + eps)."""
 

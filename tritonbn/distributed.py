@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import synced_aten, synced_plan
-from .autograd import as_allocated, require_savable
+from .autograd import as_allocated, launching, require_savable
 from .case import Case
 from .launch import dense, laid_out
 from .plan import State
@@ -53,6 +53,7 @@ def batch_norm(
     return forward(case, x, weight, bias, residual, state, group, keeps_signs=False)[0]
 
 
+@launching
 class Synchronized(torch.autograd.Function):
     """Saves what autograd.BatchNorm does."""
 

@@ -267,6 +267,8 @@ def traced(given: Arguments) -> Tensor:
     tensors, state, how = for_operators(given)
     if not given.training:
         return torch.ops.tritonbn.inference(*tensors, *state[:2], *how)[0]
+    if given.running_mean is counter is None:
+        return torch.ops.tritonbn.normalization(*tensors, *how)[0]
     if counts_elsewhere:
         return counted(counter, torch.ops.tritonbn.training, *tensors, *state, *how)[0]
     return torch.ops.tritonbn.training(*tensors, *state, *how)[0]

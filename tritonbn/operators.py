@@ -47,6 +47,7 @@ STATE = (
 )
 SCHEMAS = {
     "training": f"({TENSORS}, {STATE}, {HOW}) -> (Tensor y, Tensor statistics)",
+    "normalization": f"({TENSORS}, {HOW}) -> (Tensor y, Tensor statistics)",
     "inference": f"({TENSORS}, Tensor running_mean, Tensor running_var, {HOW}) -> (Tensor y, Tensor statistics)",
     "backward": (
         f"(Tensor dy, {TENSORS}, Tensor statistics, bool training, ScalarType? bias_dtype, bool[4] wanted, {HOW}) "
@@ -85,6 +86,13 @@ def training(
     case = known_case(arguments(read, weight, bias, residual, state, True, how))
     y, statistics, _ = plan.training_forward(case, read, weight, bias, residual, state, keeps_signs=False)
     return like(x, y), statistics
+
+
+def normalization(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *how: Any
+) -> tuple[Tensor, Tensor]:
+    """The same without any state, which torch.cond takes: nothing is updated in place."""
+    return training(x, weight, bias, residual, *NO_STATE, False, *how)
 
 
 def weight_of_batch(average_factor: Tensor | None, cumulative: bool, momentum: float) -> Tensor | float | None:
@@ -169,7 +177,7 @@ def room_for_gradients(
 
 
 def fake_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    """What training and inference return, without contents."""
+    """What all forward operators return, without contents."""
     axis = How.last_of(others).axis
     return torch.empty_like(x), x.new_empty((2, x.shape[axis]), dtype=statistics_dtype(x.dtype))
 
@@ -225,11 +233,11 @@ class Differentiable(torch.autograd.Function):
 
 
 def differentiable(name: str, *given: Any) -> tuple[Tensor, Tensor]:
-    """The operator of this name, training or inference, whose backward pass is the operator `backward`."""
+    """The forward operator of this name, whose backward pass is the operator `backward`."""
 
     def gradients(passed: tuple[Any, ...], asked: Sequence[bool], others: tuple[Any, ...]) -> Sequence[Tensor]:
         *tensors, bias_dtype = passed
-        return torch.ops.tritonbn.backward(*tensors, name == "training", bias_dtype, asked, *How.last_of(others))
+        return torch.ops.tritonbn.backward(*tensors, name != "inference", bias_dtype, asked, *How.last_of(others))
 
     activation = How.last_of(given).activation
     return Differentiable.apply(getattr(torch.ops.tritonbn, name), gradients, activation, *given)
@@ -243,8 +251,7 @@ def register(name: str, schema: str, implementation: Callable[..., Any], fake: C
     torch.library.register_fake(f"tritonbn::{name}", fake, lib=LIBRARY)
 
 
-register("training", SCHEMAS["training"], training, fake_forward)
-register("inference", SCHEMAS["inference"], inference, fake_forward)
+for name, implementation in (("training", training), ("normalization", normalization), ("inference", inference)):
+    register(name, SCHEMAS[name], implementation, fake_forward)
+    LIBRARY.impl(name, partial(differentiable, name), "Autograd")
 register("backward", SCHEMAS["backward"], backward, fake_backward)
-LIBRARY.impl("training", partial(differentiable, "training"), "Autograd")
-LIBRARY.impl("inference", partial(differentiable, "inference"), "Autograd")

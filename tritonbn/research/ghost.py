@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .. import plan
-from ..autograd import activation_slope, as_allocated, differentiable_backward, is_batched, require_savable
+from ..autograd import activation_slope, as_allocated, differentiable_backward, is_batched, launching, require_savable
 from ..backends import uses_kernels
 from ..case import Case
 from ..functional import Arguments, batch_norm, check, known_case
@@ -145,6 +145,7 @@ def normalize(
     return y, *map(list, zip(*kept, strict=True))
 
 
+@launching
 class GhostBatchNorm(torch.autograd.Function):
     """Saves what autograd.BatchNorm does, statistics and signs for each part."""
 

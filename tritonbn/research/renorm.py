@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from ..autograd import BatchNorm, require_savable
+from ..autograd import BatchNorm, launching, require_savable
 from ..backends import uses_kernels
 from ..case import Case
 from ..functional import Arguments, batch_norm, check, known_case
@@ -122,6 +122,7 @@ def corrected(given: Arguments, mean: Tensor, variance: Tensor, r_max: float, d_
     return given._replace(weight=r, bias=d if bias is None else bias + d)
 
 
+@launching
 class Renormalized(BatchNorm):
     """A training forward whose first half is done; its backward pass is the batch norm's."""
 
