@@ -190,6 +190,16 @@ def test_a_traced_module_is_torchs():
     assert_near(traced(other), module(other))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("make", [lambda: twins()[0], lambda: nn.Sequential(tritonbn.BatchNormalization())])
+def test_scripting_is_refused(make):
+    model = make()
+    before = dict(model.named_children())
+    with pytest.raises(NotImplementedError, match=r"torch.jit.script: expected no tritonbn\.BatchNorm"):
+        torch.jit.script(model)
+    assert dict(model.named_children()) == before
+
+
 @pytest.mark.parametrize(("ours", "theirs"), KINDS)
 def test_skip_init(ours, theirs):
     options = {"eps": 1e-2, "momentum": None, "device": DEVICE, "dtype": torch.float64}

@@ -14,7 +14,18 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from .functional import Activation, batch_norm, check_activation
 
 
-class _KernelBatchNorm(_BatchNorm):
+class Unscriptable:
+    """A mixin of modules that are nothing for torch.jit.script, which says so before it looks at them."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script asks for first."""
+        raise NotImplementedError(
+            f"torch.jit.script: expected no {type(self).__module__.partition('.')[0]}.{type(self).__name__}, "
+            "which runs Triton kernels; torch.jit.trace, torch.compile and torch.export take it"
+        )
+
+
+class _KernelBatchNorm(Unscriptable, _BatchNorm):
     """The forward pass of torch.nn.modules.batchnorm._BatchNorm, by way of tritonbn.batch_norm."""
 
     activation: Activation | None = None
@@ -112,7 +123,7 @@ class BatchNorm3d(_KernelBatchNorm, nn.BatchNorm3d):
     ranks = (5,)
 
 
-class _LazyKernelBatchNorm(_LazyNormBase):
+class _LazyKernelBatchNorm(Unscriptable, _LazyNormBase):
     """A lazy batch norm of torch's whose first call is already that of the class that it becomes."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

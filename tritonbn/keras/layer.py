@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..backends import uses_kernels
 from ..functional import batch_norm, check_batch, check_input, check_sample, sample_norm
+from ..modules import Unscriptable
 from . import initializers, regularizers
 from .initializers import Initializer
 from .regularizers import L1L2Regularizer, Regularizer
@@ -37,7 +38,7 @@ class _UnbuiltBuffer(UninitializedBuffer):
         return memo.setdefault(id(self), type(self)(device=self.device, dtype=self.dtype))
 
 
-class BatchNormalization(LazyModuleMixin, nn.Module):
+class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
     """Batch normalization as Keras 1.2 defines it (Ioffe and Szegedy, 2015), for input of any rank, float16 to float64.
 
     With C the size of the input along `axis`, R all other axes, and p the momentum:
