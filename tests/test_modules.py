@@ -143,3 +143,13 @@ def test_training_a_frozen_layer_in_eval():
         module(x).square().sum().backward()
     torch.testing.assert_close(mine.weight.grad, theirs.weight.grad, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(mine.bias.grad, theirs.bias.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_a_phase_that_is_no_bool():
+    results = []
+    for module in twins(tritonbn.BatchNorm1d, nn.BatchNorm1d):
+        module.training = 1
+        outputs = [module(random((4, 3)))]
+        module.training = 0
+        results.append([*outputs, module(random((4, 3))), *module.buffers()])
+    torch.testing.assert_close(*results)

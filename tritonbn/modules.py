@@ -68,7 +68,7 @@ class _KernelBatchNorm(Unscriptable, _BatchNorm):
             weight, bias = self.weight, self.bias
             mean, var, counter = self.running_mean, self.running_var, self.num_batches_tracked
         activation, negative_slope = epilogue or (self.activation, self.negative_slope)
-        by_batch = training or (mean is None and var is None)
+        by_batch = True if training else mean is None and var is None  # whose `training` may be any truth value
         if training and not tracks:
             mean = var = None
         if not (training and tracks):

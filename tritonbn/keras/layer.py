@@ -181,7 +181,7 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
                 self.running_std if self.mode == 0 else None,
                 self.gamma,
                 self.beta,
-                training=self.training or self.mode == 2,
+                training=True if self.training else self.mode == 2,
                 momentum=1.0 - self.momentum,
                 eps=self.epsilon,
                 axis=self.axis,
