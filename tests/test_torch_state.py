@@ -173,10 +173,11 @@ def test_calls_with_fake_tensors(training):
     assert results[0][0][0] is FakeTensor
 
 
-def test_make_fx_records_operations():
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_make_fx_records_operations(pre_dispatch):
     for module in twins(lambda: nn.BatchNorm2d(2)):
         module.eval().requires_grad_(False)
-        graph = make_fx(module)(inputs())
+        graph = make_fx(module, pre_dispatch=pre_dispatch)(inputs())
         assert_near(graph(inputs(1)), module(inputs(1)))
 
 

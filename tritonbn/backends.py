@@ -22,6 +22,8 @@ innermost_transform = torch._C._functorch.peek_interpreter_stack
 """Of torch.func, None outside of all."""
 
 number_of_modes = torch._C._len_torch_dispatch_stack
+number_of_function_modes = torch._C._len_torch_function_stack
+"""One of which make_fx has where it records before autograd."""
 
 traced_state = torch._C._get_tracing_state
 """Of torch.jit.trace, None outside of it."""
@@ -60,7 +62,7 @@ def uses_kernels(x: torch.Tensor, *others: Any) -> bool:
     """Whether the backend in force sends this tensor to the Triton kernels, along with any others of a call."""
     if forward_ad._current_level >= 0 or innermost_transform() is not None:
         return False
-    if (number_of_modes() and is_recorded()) or traced_state() is not None:
+    if ((number_of_modes() or number_of_function_modes()) and is_recorded()) or traced_state() is not None:
         return False
     if x.__class__ is not torch.Tensor and dispatches(x):
         return False
@@ -88,7 +90,8 @@ def dispatches(x: torch.Tensor) -> bool:
 def is_recorded() -> bool:
     """Whether tensors are fake, or every operation is written down: nothing that a kernel could take part in."""
     mode, kind = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey
-    return mode(kind.FAKE) is not None or mode(kind.PROXY) is not None
+    before_autograd = torch._ops.mode_stack_state_for_pre_dispatch().count() > 0
+    return mode(kind.FAKE) is not None or mode(kind.PROXY) is not None or before_autograd
 
 
 def traces_kernels(x: torch.Tensor, training: bool) -> bool:
