@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import _StopRecomputationError
+from torch.utils import checkpoint
 
 from .backends import innermost_transform
 from .launch import statistics_dtype
+
+STOPPED = getattr(checkpoint, "_StopRecomputationError", ())
+"""What ends a function that a checkpoint calls again, where all is computed that it had saved."""
 
 
 def fused(
@@ -83,7 +86,7 @@ def batch_norm(
     given = momentum, x.numel() // x.shape[axis] if running else 0, correction
     try:  # F.batch_norm would refuse one value per channel
         y = torch.batch_norm(read, weight, bias, mean, var, training, 1.0, eps, torch.backends.cudnn.enabled)
-    except _StopRecomputationError:  # of a checkpoint, when all is computed that it had saved
+    except STOPPED:
         update(running, (mean, var), *given)
         raise
     update(running, (mean, var), *given)
