@@ -31,6 +31,8 @@ one_at_a_time = threading.RLock()
 patched: set[Any] = set()
 ready: set[Any] = set()
 """What this launch has patched, and functions for which all is."""
+changes: dict[Any, list[tuple[Any, str, Any]]] = {}
+"""What patching some modules sets where others are patched, the same in every launch."""
 
 
 def launch(executor: Any, *arguments: Any, **keywords: Any) -> None:
@@ -55,9 +57,16 @@ def patch(function: Callable[..., Any]) -> Any:
     """What the interpreter does before it calls a function, unless this launch has done it."""
     if languages(function) <= patched:
         return None
+    key = languages(function), frozenset(patched)
     patched.update(languages(function))
+    if key in changes:
+        scope = interpreter._LangPatchScope()
+        for change in changes[key]:
+            scope.set_attr(*change)
+        return scope
     scope = patch_language(inspect.unwrap(function))
     quicken(lambda name, operator: scope.set_attr(core.tensor, name, operator))
+    changes[key] = [(of, name, vars(of)[name]) for of, name, _ in scope._changes]
     return scope
 
 
