@@ -4,6 +4,7 @@ The interpreter is chosen when a kernel is defined, so one process cannot do bot
 there is no GPU) runs everything but compiled/, TRITON_INTERPRET=0 runs compiled/, and on a GPU everything.
 """
 
+import gc
 import os
 
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # convolutions in float32 are compared to its precision
@@ -28,6 +29,21 @@ if launch.INTERPRETED:
     collect_ignore = ["compiled"]
 elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays, so it is not gone through whenever memory is searched for garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # or Triton's bindings report what they still own as leaked
 
 
 @pytest.fixture(autouse=True)
