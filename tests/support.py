@@ -1,5 +1,6 @@
 """Inputs of every layout, and error bounds derived from the arithmetic, for comparisons with the float64 reference."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,28 @@ def forget() -> None:
     """As in a new process: no plans, and timings are read again."""
     store.store_in.cache_clear()
     functional._cases.clear()
+
+
+def run_in_processes(function: Callable[..., None], processes: int, arguments: tuple, limit: float) -> None:
+    """function(rank, *arguments) in each of so many processes, in the interpreter; an error if that takes too long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setenv("TRITONBN_BACKEND", "triton")
+        importing = torch.multiprocessing.spawn(_fork, (function, processes, arguments), join=False)
+    end = time.monotonic() + limit
+    try:
+        while not importing.join(timeout=1):
+            assert time.monotonic() < end, f"the processes hang: nothing after {limit} seconds"
+    finally:
+        for process in importing.processes:
+            process.kill()
+
+
+def _fork(_: int, function: Callable[..., None], processes: int, arguments: tuple) -> None:
+    """From one process that has imported what they all need, the compiler too; they end with it."""
+    import torch._inductor.compile_fx
+
+    torch.multiprocessing.start_processes(function, arguments, processes, start_method="fork")
 
 
 def lose_the_gpu(monkeypatch: pytest.MonkeyPatch, when: Callable[[], bool] = lambda: True) -> None:

@@ -15,7 +15,7 @@ import pytest
 import quick_interpreter
 import torch
 import torch.distributed as dist
-from support import DEVICE, random, thorough
+from support import DEVICE, random, run_in_processes, thorough
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
@@ -252,30 +252,11 @@ def around(rank):
     return found
 
 
-def run(function, directory, processes, *args):
-    """The processes, to be joined."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.setenv("TRITONBN_BACKEND", "triton")
-        return torch.multiprocessing.spawn(function, (str(directory), *args), processes, join=False)
-
-
-def wait(group):
-    """Until all have ended, or the first of them with an error."""
-    end = time.monotonic() + LIMIT
-    try:
-        while not group.join(timeout=1):
-            assert time.monotonic() < end, f"the processes hang: nothing after {LIMIT} seconds"
-    finally:
-        for child in group.processes:
-            child.kill()
-
-
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """What each of the processes saw."""
     directory = tmp_path_factory.mktemp("processes")
-    wait(run(training, directory, PROCESSES))
+    run_in_processes(training, PROCESSES, (str(directory),), LIMIT)
     return [torch.load(directory / f"{rank}.pt") for rank in range(PROCESSES)]
 
 
@@ -387,7 +368,7 @@ def failing(rank, directory, how):
 @pytest.mark.parametrize("how", thorough(["dies", "is late"], "dies"))
 def test_the_others_are_told(how, tmp_path):
     """Within the group's timeout, and their buffers are as they were."""
-    wait(run(failing, tmp_path, 3, how))
+    run_in_processes(failing, 3, (str(tmp_path), how), LIMIT)
     for rank in range(2):
         error, seconds, unchanged = torch.load(tmp_path / f"{rank}.pt")
         assert error, "no error"

@@ -4,7 +4,6 @@ Two processes do all of it once, in the interpreter, and write down what they sa
 """
 
 import copy
-import time
 import warnings
 from functools import partial
 
@@ -12,7 +11,7 @@ import pytest
 import quick_interpreter
 import torch
 import torch.distributed as dist
-from support import random
+from support import random, run_in_processes
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -130,17 +129,7 @@ def process(rank, directory):
 def seen(tmp_path_factory):
     """What each of the processes saw."""
     directory = tmp_path_factory.mktemp("processes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.setenv("TRITONBN_BACKEND", "triton")
-        group = torch.multiprocessing.spawn(process, (str(directory),), PROCESSES, join=False)
-    end = time.monotonic() + LIMIT
-    try:
-        while not group.join(timeout=1):
-            assert time.monotonic() < end, f"the processes hang: nothing after {LIMIT} seconds"
-    finally:
-        for child in group.processes:
-            child.kill()
+    run_in_processes(process, PROCESSES, (str(directory),), LIMIT)
     return [torch.load(directory / f"{rank}.pt") for rank in range(PROCESSES)]
 
 
