@@ -1,5 +1,6 @@
 """Every Python example of the README runs as it stands."""
 
+import json
 import os
 import re
 import subprocess
@@ -16,11 +17,36 @@ def test_there_are_examples():
     assert EXAMPLES
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_example(example):
-    done = subprocess.run([sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+EACH = """
+import json, os, sys, torch, tritonbn
+directory, *examples = sys.argv[1:]
+codes = []
+for number, example in enumerate(examples):
+    if os.fork() == 0:
+        with open(f"{directory}/{number}", "w") as sys.stdout:
+            exec(example, {"__name__": "__main__"})
+        sys.exit()
+    codes.append(os.waitstatus_to_exitcode(os.wait()[1]))
+print(json.dumps(codes))
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Exit code and output of each, in processes forked from one that has imported torch and tritonbn; all errors."""
+    directory = tmp_path_factory.mktemp("examples")
+    command = [sys.executable, "-W", "error", "-c", EACH, str(directory), *EXAMPLES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    printed = [(directory / str(number)).read_text() for number in range(len(EXAMPLES))]
+    return list(zip(json.loads(done.stdout), printed, strict=True)), done.stderr
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_example(ran, number):
+    outcomes, errors = ran
+    code, printed = outcomes[number]
+    assert code == 0, errors
+    assert printed
 
 
 def test_every_test_that_is_named_exists():
