@@ -3,23 +3,34 @@
 import pytest
 import torch
 from support import DEVICE
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.common_modules import module_db
 
 import tritonbn
 
-OPS = [op for op in op_db if op.name == "nn.functional.batch_norm"]
 MODULES = {
     torch.nn.BatchNorm1d: tritonbn.BatchNorm1d,
     torch.nn.BatchNorm2d: tritonbn.BatchNorm2d,
     torch.nn.BatchNorm3d: tritonbn.BatchNorm3d,
 }
-INFOS = [info for info in module_db if info.module_cls in MODULES]
 
 
-def test_the_samples_are_there():
-    assert OPS
-    assert len(INFOS) == 3
+@pytest.fixture(scope="module")
+def ops():
+    """Batch norm's; importing the tables takes seconds, which only the process that needs them spends."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return [op for op in op_db if op.name == "nn.functional.batch_norm"]
+
+
+@pytest.fixture(scope="module")
+def infos():
+    from torch.testing._internal.common_modules import module_db
+
+    return {info.module_cls: info for info in module_db if info.module_cls in MODULES}
+
+
+def test_the_samples_are_there(ops, infos):
+    assert ops
+    assert infos.keys() == MODULES.keys()
 
 
 def copied(value):
@@ -37,8 +48,8 @@ def backward(y, tensors):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_functional(dtype):
-    for op in OPS:
+def test_functional(ops, dtype):
+    for op in ops:
         for sample in op.sample_inputs(DEVICE, dtype, requires_grad=True):
             results = []
             for function in (tritonbn.batch_norm, torch.nn.functional.batch_norm):
@@ -50,14 +61,14 @@ def test_functional(dtype):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.module_cls.__name__)
-def test_modules(info, training):
-    dtype = torch.float32
+@pytest.mark.parametrize("of_torch", MODULES, ids=lambda module: module.__name__)
+def test_modules(infos, of_torch, training):
+    dtype, info = torch.float32, infos[of_torch]
     samples = info.module_inputs_func(info, device=DEVICE, dtype=dtype, requires_grad=True, training=training)
     for sample in samples:
         arguments, forward = sample.constructor_input, sample.forward_input
-        theirs = info.module_cls(*arguments.args, **arguments.kwargs).to(DEVICE, dtype).train(training)
-        ours = MODULES[info.module_cls](*arguments.args, **arguments.kwargs).to(DEVICE, dtype).train(training)
+        theirs = of_torch(*arguments.args, **arguments.kwargs).to(DEVICE, dtype).train(training)
+        ours = MODULES[of_torch](*arguments.args, **arguments.kwargs).to(DEVICE, dtype).train(training)
         ours.load_state_dict(theirs.state_dict())
         results = []
         for module in (ours, theirs):
