@@ -9,6 +9,9 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --n
 # Without a GPU, a version whose small CPU build pip may find at hand.
 TORCH ?= $(if $(wildcard /dev/nvidia0 /dev/kfd /dev/dxg /dev/dri/renderD128),torch,torch==2.13.0)
 
+# Dozens of processes import torch, which takes half the time where bytecode is kept.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: bench test thorough gpu lint clean
 
 bench: $(VENV)/installed
