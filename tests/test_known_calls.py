@@ -163,8 +163,29 @@ def test_an_input_is_recognized_by_its_kind():
     for other in (x.half(), x.double(), torch.zeros(4, 3, 2, device="meta"), x._neg_view(), made_there):
         assert forms.recognized(*vectors, other) is None
         assert forms.forms(*vectors, other) != number
-    for other in (None, 3.0, "x", x.to_sparse()):
-        assert forms.recognized(*vectors, other) is None
+    assert forms.recognized(*vectors, x.to_sparse()) is None
+
+
+def test_what_changes_to_and_fro_is_compared_anew_ever_more_rarely(monkeypatch):
+    """To prepare a comparison takes longer than some calls; what changes for good is soon recognized again."""
+    made, original = [], forms.comparison
+    monkeypatch.setattr(forms, "comparison", lambda *tensors: (made.append(1), original(*tensors))[1])
+    tensors = [*(torch.zeros(3) for _ in range(4)), torch.zeros(4, 3)]
+    for number in range(64):
+        tensors[2].requires_grad_(number % 2 == 0)
+        number_of(*tensors)
+    assert len(made) < 8
+    made.clear()
+    for _ in range(64):
+        number_of(*tensors)
+    assert len(made) <= 1
+    if forms.TensorGuards is not None:
+        assert forms.recognized(*tensors) is not None
+    made.clear()
+    for number in range(64):
+        tensors[-1].requires_grad_(number % 2 == 0)
+        number_of(*tensors)
+    assert len(made) <= 2
 
 
 class Watched(TorchDispatchMode):

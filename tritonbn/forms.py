@@ -27,8 +27,9 @@ _numbers: dict[tuple[Any, ...], int] = {}
 
 _unused = count()
 
-_seen: dict[tuple[int, int], tuple[Callable[..., bool], int]] = {}
-"""By the first of some tensors and how many they are: what says whether others are of their forms, and their number.
+_seen: dict[tuple[int, int, bool], tuple[Callable[..., bool], int, int]] = {}
+"""By the first of some tensors, how many they are, and whether the input needs a gradient: what says whether others are
+like them, their number, and how often that was found out without it.
 
 The first is no more than where to look: what is found there is asked about all tensors that are given.
 """
@@ -52,7 +53,7 @@ def recognized(*tensors: Tensor | None) -> int | None:
     """
     if forward_ad._current_level >= 0 or number_of_modes():
         return None
-    are_alike, number = _seen.get((id(tensors[0]), len(tensors))) or UNKNOWN
+    are_alike, number, _ = _seen.get((id(tensors[0]), len(tensors), tensors[-1].requires_grad)) or UNKNOWN
     return number if are_alike(*tensors) else None
 
 
@@ -68,10 +69,23 @@ def forms(*tensors: Tensor | None) -> int:
         number = next(_unused)
         insert(_numbers, found, number)
     if None not in vectors:
-        place = id(tensors[0]), len(tensors)
-        _, before = _seen.get(place) or UNKNOWN
-        insert(_seen, place, (comparison(*tensors) if number == before else never, number))
+        note(tensors, number)
     return number
+
+
+def note(tensors: tuple[Tensor, ...], number: int) -> None:
+    """Keep the number for `recognized`, if it is not found for the first time.
+
+    A comparison takes five calls' time to make: where tensors change to and fro it is made anew ever more rarely.
+    """
+    place = id(tensors[0]), len(tensors), tensors[-1].requires_grad
+    are_alike, before, times = _seen.get(place) or UNKNOWN
+    if number != before:
+        insert(_seen, place, (never, number, 0))
+    else:
+        times += 1
+        is_due = times & (times - 1) == 0  # at 1, 2, 4, 8, ...
+        insert(_seen, place, (comparison(*tensors) if is_due else are_alike, number, times))
 
 
 def comparison(*tensors: Tensor) -> Callable[..., bool]:
@@ -91,7 +105,7 @@ def never(*_: Tensor) -> bool:
     return False
 
 
-UNKNOWN = never, None
+UNKNOWN = never, None, 0
 
 
 def insert(known: dict[Any, Any], key: Any, value: Any) -> None:
