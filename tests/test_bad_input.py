@@ -170,6 +170,22 @@ def test_counter_of_inference_mode(backend, device):
     assert not torch.equal(given["running_mean"], torch.zeros(3, device=DEVICE))
 
 
+def test_a_call_that_fails_in_torch_is_not_counted():
+    counter = torch.tensor(5, device=DEVICE)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        tritonbn.batch_norm(
+            torch.zeros(1, 0, device=DEVICE), ones(0), ones(0), training=True, num_batches_tracked=counter
+        )
+    assert counter == 5
+    with torch.inference_mode():
+        mean, var = ones(3), ones(3)
+    for dtype, most in ((torch.float32, 2.0**24), (torch.float16, 2.0**11)):  # to which 1 cannot be added
+        counter = torch.tensor(most, dtype=dtype, device=DEVICE)
+        with pytest.raises(RuntimeError, match="inference"), tritonbn.backend("aten"):
+            tritonbn.batch_norm(random((4, 3)), mean, var, training=True, num_batches_tracked=counter, correction=0)
+        assert counter == most
+
+
 @pytest.mark.parametrize(("backend", "device"), [("aten", DEVICE), ("triton", "meta")])
 def test_counter_that_wants_a_gradient(backend, device):
     counter = torch.zeros((), device=device, requires_grad=True)

@@ -216,7 +216,7 @@ def broken(monkeypatch, tmp_path):
 BOTH = ["resident", "dataflow"]
 
 DEADLOCKS = {
-    "no gate is opened": ("others + 2 * exchange.BLOCK_K", "others * 0", ALL, BOTH),
+    "no gate is opened": ("absent + 2 * exchange.BLOCK_K", "absent * 0", ALL, BOTH),
     "a chunk is forgotten": ("exchange.BLOCK_K - waiting", "exchange.BLOCK_K + 1 - waiting", ALL, BOTH),
     "nobody is the last": ("expected - 1", "expected", ALL, BOTH),
     "tickets across blocks": ("return ticket\n", "return ticket % 2 * 3 + ticket // 2\n", 3, ["resident"]),

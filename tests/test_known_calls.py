@@ -243,6 +243,38 @@ def test_what_torch_is_doing_is_compared_too(call):
     assert call(lambda: forms.recognized(*tensors)) is None
 
 
+def test_tensors_of_inference_mode_are_none_of_those_seen_in_it():
+    """torch's comparison sees no difference, but they cannot be saved for a backward pass."""
+    module, x = tritonbn.BatchNorm1d(3, device=DEVICE), random((4, 3, 2))
+    with torch.inference_mode():
+        for _ in range(3):
+            module(x)
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
+        y = x.clone()
+    before = module.running_mean.clone(), module.num_batches_tracked.clone()
+    with pytest.raises(RuntimeError, match="expected tensors that can be saved"):
+        module(y)
+    assert torch.equal(before[0], module.running_mean)
+    assert before[1] == module.num_batches_tracked
+
+
+class Incomparable(torch.Tensor):
+    """A subclass of a user's."""
+
+    def __eq__(self, other):
+        raise ValueError(f"expected nobody to compare with {other}")
+
+    __hash__ = torch.Tensor.__hash__
+
+
+def test_nobody_compares_elements():
+    mean, var, x = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), random((4, 3, 2))
+    weight, bias = torch.ones(3, device=DEVICE).as_subclass(Incomparable), torch.zeros(3, device=DEVICE)
+    for _ in range(3):
+        tritonbn.batch_norm(x, mean, var, weight, bias, training=True)
+
+
 def test_a_running_buffer_that_comes_to_need_a_gradient():
     mean, var, x = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), random((4, 3, 2))
     weight, bias = torch.ones(3, device=DEVICE), torch.zeros(3, device=DEVICE)

@@ -50,6 +50,7 @@ def launching(kind: type[AnyFunction]) -> type[AnyFunction]:
         return torch.compiler.disable(kind.backward)(ctx, *given)
 
     kind._backward_cls.apply = kind.backward  # torch's own looks at every step for which of two methods there is
+    # where compiled autograd looks for what it should trace
     kind._backward_cls._forward_cls = type(kind.__name__, (kind,), {"backward": staticmethod(untraced)})
     return kind
 

@@ -27,9 +27,8 @@ _numbers: dict[tuple[Any, ...], int] = {}
 
 _unused = count()
 
-_seen: dict[tuple[int, int, bool], tuple[Callable[..., bool], int, int]] = {}
-"""By the first of some tensors, how many they are, and whether the input needs a gradient: what says whether others are
-like them, their number, and how often that was found out without it.
+_seen: dict[tuple[int, int, bool, bool], tuple[Callable[..., bool], int, int]] = {}
+"""By `place` of some tensors: what says whether others are like them, their number, and how often it was found here.
 
 The first is no more than where to look: what is found there is asked about all tensors that are given.
 """
@@ -49,12 +48,21 @@ def kind(tensor: Tensor) -> tuple[Any, ...]:
 def recognized(*tensors: Tensor | None) -> int | None:
     """What `forms` said of such tensors, if it was asked before: it takes torch a fifth of the time to compare them.
 
-    No buffer needs a gradient then, and torch is as it was: the comparison sees a transform, a trace, inference mode.
+    No buffer needs a gradient then, and torch is as it was: the comparison sees a transform and a trace.
     """
     if forward_ad._current_level >= 0 or number_of_modes():
         return None
-    are_alike, number, _ = _seen.get((id(tensors[0]), len(tensors), tensors[-1].requires_grad)) or UNKNOWN
+    are_alike, number, _ = _seen.get(place(tensors)) or UNKNOWN
     return number if are_alike(*tensors) else None
+
+
+def place(tensors: tuple[Tensor, ...]) -> tuple[int, int, bool, bool]:
+    """Where to look for tensors like these: by the first one, by how many they are, and by two facts about the input.
+
+    Whether it needs a gradient may change from call to call; inference mode the comparison does not always see.
+    """
+    x = tensors[-1]
+    return id(tensors[0]), len(tensors), x.requires_grad, x.is_inference()
 
 
 def forms(*tensors: Tensor | None) -> int:
@@ -68,24 +76,24 @@ def forms(*tensors: Tensor | None) -> int:
     if number is None:
         number = next(_unused)
         insert(_numbers, found, number)
-    if None not in vectors:
+    if all(vector is not None for vector in vectors):
         note(tensors, number)
     return number
 
 
 def note(tensors: tuple[Tensor, ...], number: int) -> None:
-    """Keep the number for `recognized`, if it is not found for the first time.
+    """Keep the number for `recognized`, if it is found here for the second time.
 
     A comparison takes five calls' time to make: where tensors change to and fro it is made anew ever more rarely.
     """
-    place = id(tensors[0]), len(tensors), tensors[-1].requires_grad
-    are_alike, before, times = _seen.get(place) or UNKNOWN
+    here = place(tensors)
+    are_alike, before, times = _seen.get(here) or UNKNOWN
     if number != before:
-        insert(_seen, place, (never, number, 0))
+        insert(_seen, here, (never, number, 0))
     else:
         times += 1
         is_due = times & (times - 1) == 0  # at 1, 2, 4, 8, ...
-        insert(_seen, place, (comparison(*tensors) if is_due else are_alike, number, times))
+        insert(_seen, here, (comparison(*tensors) if is_due else are_alike, number, times))
 
 
 def comparison(*tensors: Tensor) -> Callable[..., bool]:

@@ -130,7 +130,7 @@ def batch_norm(
             case = _cases.get(key)
     except (AttributeError, RuntimeError, TypeError) as error:
         problem = error  # something is no tensor, or has no strides: which one, the checks below should say
-    if case is None or (
+    if case is None or (  # what is known has no buffers that need a gradient
         not is_known and running_mean is not None and (running_mean.requires_grad or running_var.requires_grad)
     ):
         given = Arguments(
@@ -343,13 +343,19 @@ def by_aten(given: Arguments) -> Tensor:
 
 
 def counted(counter: Tensor, compute: Callable[..., Any], *given: Any) -> Any:
-    """compute(*given), counted beforehand, as torch does: a checkpoint may end its second forward in there."""
+    """compute(*given), counted beforehand, as torch does: a checkpoint may end its second forward in there.
+
+    Where it fails it was not counted.
+    """
     check_counts(counter)
+    before = counter.clone()
     counter.add_(1)
     try:
         return compute(*given)
-    except RuntimeError:
-        counter.sub_(1)
+    except aten.STOPPED:
+        raise
+    except Exception:
+        counter.copy_(before)
         raise
 
 

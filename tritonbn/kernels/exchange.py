@@ -10,7 +10,7 @@ strategy is chosen (space.py, waits_safely). Programs wait for their own block o
 counters (int32) are all zero before and after a launch: the next ticket, the number of finished blocks, the gate of
 every block, then the arrivals at every span of chunks, if there are spans (partials.py); SPACING apart, so that blocks
 do not contend. Whoever completes a count sets it back. Chunks count themselves at their block's gate as they arrive; at
-2 BLOCK_K or more it is open, and those who go through bring it round to zero.
+2 BLOCK_K or more, taken as an unsigned number, it is open, and those who go through bring it round to zero.
 """
 
 import triton
@@ -115,18 +115,18 @@ def passing(number, exchange):
 def release(block, waiting, exchange):
     """Open the gate to so many chunks of a block: they see all that this program stored or saw."""
     everyone_stored()
-    others = passing(exchange.BLOCK_K - waiting, exchange)
-    tl.atomic_add(gate_of(block, exchange), (others + 2 * exchange.BLOCK_K).to(tl.int32), sem="release")
+    absent = passing(exchange.BLOCK_K - waiting, exchange)
+    tl.atomic_add(gate_of(block, exchange), (absent + 2 * exchange.BLOCK_K).to(tl.int32), sem="release")
 
 
 @triton.jit
-def wait(item, number, exchange):
-    """Return when the gate of this chunk's block is open; go through as so many chunks."""
+def wait(item, shares, exchange):
+    """Return when the gate of this chunk's block is open; go through for so many of the BLOCK_K that have to."""
     gate = gate_of(item.block, exchange)
     seen = 0  # one compare-and-swap: LLVM makes of two a loop that AMD's waves do not leave (Triton 3.5 to 3.7)
     while (seen >= 0) & (seen < 2 * exchange.BLOCK_K):  # from the middle on the gate counts as a negative number
         seen = tl.atomic_cas(gate, 0, 0, sem="acquire")
-    tl.atomic_add(gate, passing(number, exchange).to(tl.int32), sem="relaxed")
+    tl.atomic_add(gate, passing(shares, exchange).to(tl.int32), sem="relaxed")
 
 
 @triton.jit

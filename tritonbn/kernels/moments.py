@@ -33,9 +33,9 @@ def merge_rows(rows, first, end, c, exchange, view, COUNT: tl.constexpr):
         M2, count = load_rows(rows, 2, k, end, c, exchange, view), load_rows(rows, 3, k, end, c, exchange, view)
         here = tl.sum(count, 0)
         share = count / tl.maximum(here, 1.0)[None, :]
-        delta = centre - reference[None, :] + offset
+        delta = tl.where((k < end)[:, None], centre - reference[None, :] + offset, 0.0)
         part_mean = tl.sum(delta * share, 0)
-        delta -= part_mean[None, :]
+        delta = tl.where((k < end)[:, None], delta - part_mean[None, :], 0.0)
         part_variance = tl.sum(M2 / tl.maximum(here, 1.0)[None, :] + delta * delta * share, 0)
         mean, variance, total = merge_two(mean, variance, total, part_mean, part_variance, here)
     return reference, mean, variance, total

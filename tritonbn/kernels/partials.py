@@ -2,8 +2,8 @@
 
 partials are (blocks, n, rows, BLOCK_C): of n quantities a row for each of the block's BLOCK_K chunks, two at least. Of
 many chunks the last of each SPAN neighbours to arrive merges these into one more row, and the last of all merges the
-spans: so nobody is waited for while it merges hundreds. Otherwise SPAN is BLOCK_K. Who has merged a block publishes
-what follows in its first row, which nobody reads any more. What the quantities are is in moments.py and sums.py.
+spans: so nobody is waited for while it merges hundreds. Otherwise SPAN is BLOCK_K. When a block's rows are merged, its
+first one is free for what follows from them. What the quantities are is in moments.py and sums.py.
 """
 
 import triton
@@ -18,19 +18,19 @@ def spans_of(exchange, _semantic=None):
 spans_of.__triton_builtin__ = True  # known while the kernel is compiled, which Triton 3.6 does not let @jit return
 
 
-def size_of(exchange, view, _semantic=None):
+def numbers_of(exchange, view, _semantic=None):
     """How many numbers of one quantity a block has room for."""
     chunks = exchange.BLOCK_K if exchange.BLOCK_K > 2 else 2
     return tl.constexpr((chunks + spans_of(exchange)) * view.BLOCK_C)
 
 
-size_of.__triton_builtin__ = True
+numbers_of.__triton_builtin__ = True
 
 
 @triton.jit
 def rows_of(block, n: tl.constexpr, exchange, view):
     """Where the rows of a block begin; of the block behind the last, where all end, what ranks.py sends."""
-    return exchange.partials + tl.cast(block, view.INDEX) * (n * size_of(exchange, view))
+    return exchange.partials + tl.cast(block, view.INDEX) * (n * numbers_of(exchange, view))
 
 
 @triton.jit
@@ -39,14 +39,14 @@ def store_row(rows, row, numbers, c, exchange, view):
     at = row * view.BLOCK_C + tl.arange(0, view.BLOCK_C)
     if view.BLOCK_C == 1:
         for n in tl.static_range(len(numbers)):
-            tl.store(rows + n * size_of(exchange, view) + at, numbers[n], c < view.channels)
+            tl.store(rows + n * numbers_of(exchange, view) + at, numbers[n], c < view.channels)
     else:  # as one tensor, which takes as many barriers as one of them to be laid out for the store
         if len(numbers) == 2:
             all_numbers = tl.join(numbers[0], numbers[1])
         else:
             pairs = tl.join(tl.join(numbers[0], numbers[2]), tl.join(numbers[1], numbers[3]))
             all_numbers = tl.reshape(pairs, [view.BLOCK_C, 4])
-        n = tl.arange(0, len(numbers))[None, :] * size_of(exchange, view)
+        n = tl.arange(0, len(numbers))[None, :] * numbers_of(exchange, view)
         tl.store(rows + n + at[:, None], all_numbers, (c < view.channels)[:, None])
 
 
@@ -55,14 +55,14 @@ def load_rows(rows, n: tl.constexpr, k, end, c, exchange, view):
     """The numbers [k, BLOCK_C] of the n-th quantity in the rows k, zero from `end` on."""
     at = k[:, None] * view.BLOCK_C + tl.arange(0, view.BLOCK_C)[None, :]
     exists = (k < end)[:, None] & (c < view.channels)[None, :]
-    return tl.load(rows + n * size_of(exchange, view) + at, exists, other=0.0)
+    return tl.load(rows + n * numbers_of(exchange, view) + at, exists, other=0.0)
 
 
 @triton.jit
 def load_row(rows, n: tl.constexpr, row, c, exchange, view):
     """The numbers [BLOCK_C] of the n-th quantity in one row."""
     at = row * view.BLOCK_C + tl.arange(0, view.BLOCK_C)
-    return tl.load(rows + n * size_of(exchange, view) + at, c < view.channels, other=0.0)
+    return tl.load(rows + n * numbers_of(exchange, view) + at, c < view.channels, other=0.0)
 
 
 @triton.jit

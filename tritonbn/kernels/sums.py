@@ -14,15 +14,15 @@ def load_first_pair(rows, c, exchange, view):
 
 
 @triton.jit
-def add_rows(rows, first, end, c, exchange, view, COUNT: tl.constexpr):
-    """Both sums [BLOCK_C] over the rows from `first` to `end`, COUNT at most, BLOCK_M at a time in a fixed order."""
+def add_rows(rows, begin, end, c, exchange, view, COUNT: tl.constexpr):
+    """Both sums [BLOCK_C] over the rows from `begin` to `end`, COUNT at most, BLOCK_M at a time in a fixed order."""
     M: tl.constexpr = COUNT if COUNT < exchange.BLOCK_M else exchange.BLOCK_M  # min is for tensors before Triton 3.6
-    one, other = tl.zeros([M, view.BLOCK_C], view.ACCUMULATOR), tl.zeros([M, view.BLOCK_C], view.ACCUMULATOR)
+    first, second = tl.zeros([M, view.BLOCK_C], view.ACCUMULATOR), tl.zeros([M, view.BLOCK_C], view.ACCUMULATOR)
     for before in range(0, COUNT, M):
-        k = first + before + tl.arange(0, M)
-        one += load_rows(rows, 0, k, end, c, exchange, view)
-        other += load_rows(rows, 1, k, end, c, exchange, view)
-    return tl.sum(one, 0), tl.sum(other, 0)
+        k = begin + before + tl.arange(0, M)
+        first += load_rows(rows, 0, k, end, c, exchange, view)
+        second += load_rows(rows, 1, k, end, c, exchange, view)
+    return tl.sum(first, 0), tl.sum(second, 0)
 
 
 @triton.jit
