@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from support import DEVICE, random
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -97,7 +98,7 @@ def test_what_is_known_of_vectors_is_bounded(monkeypatch):
         monkeypatch.setattr(forms, name, {})
     x = torch.zeros(4, 3)
     vectors = [[torch.zeros(n), torch.ones(n)] for n in (3, 3, 3, 4, 5, 6)]
-    assert len({forms.forms(*each, x) for each in vectors}) == 4
+    assert len({number_of(*each, x) for each in vectors}) == 4
     assert len(forms._seen) == len(forms._numbers) == 2
 
 
@@ -134,7 +135,10 @@ def guards(request, monkeypatch):
 def number_of(*tensors):
     """As batch_norm asks."""
     number = forms.recognized(*tensors)
-    return forms.forms(*tensors) if number is None else number
+    if number is None:
+        number = forms.forms(*tensors)
+        forms.note(number, *tensors)
+    return number
 
 
 @pytest.mark.parametrize("place", range(5))
@@ -315,8 +319,9 @@ def test_training_and_evaluation_in_turns(guards):
 
 
 @pytest.mark.skipif(forms.TensorGuards is None, reason="expected a torch that compares tensors in one go")
-def test_what_a_module_holds_is_not_looked_at_again_and_again(monkeypatch):
-    module, x = tritonbn.BatchNorm1d(3, device=DEVICE), random((4, 3, 2))
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}], ids=str)
+def test_what_a_module_holds_is_not_looked_at_again_and_again(monkeypatch, options):
+    module, x = tritonbn.BatchNorm1d(3, device=DEVICE, **options), random((4, 3, 2))
     for _ in range(2):
         module(x)
     seen = []
@@ -324,9 +329,20 @@ def test_what_a_module_holds_is_not_looked_at_again_and_again(monkeypatch):
     monkeypatch.setattr(forms, "form", lambda tensor: (seen.append(tensor), original(tensor))[1])
     module(x)
     assert seen == []
-    module.weight.data = torch.ones(6, device=DEVICE)[::2]
+    held = [each for each in (*module.parameters(), *module.buffers()) if each is not None]
+    held[0].data = torch.ones(6, device=DEVICE)[::2]
     module(x)
-    assert len(seen) == 5
+    assert set(map(id, seen)) == set(map(id, held))
+
+
+def test_what_is_missing_is_told_apart():
+    """Though what is there is alike."""
+    x, vector = random((4, 3, 2)), torch.arange(3.0, device=DEVICE)
+    for _ in range(3):
+        scaled = tritonbn.batch_norm(x, None, None, vector, None, training=True)
+        shifted = tritonbn.batch_norm(x, None, None, None, vector, training=True)
+    torch.testing.assert_close(scaled, F.batch_norm(x, None, None, vector, None, training=True))
+    torch.testing.assert_close(shifted, F.batch_norm(x, None, None, None, vector, training=True))
 
 
 def test_a_backward_pass_outlives_its_forward_pass_case():

@@ -45,18 +45,18 @@ def kind(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.device, tensor.is_neg(), tensor.is_inference(), own
 
 
-def recognized(*tensors: Tensor | None) -> int | None:
-    """What `forms` said of such tensors, if it was asked before: it takes torch a fifth of the time to compare them.
+def recognized(*tensors: Tensor) -> int | None:
+    """What `forms` said of such tensors, if it was noted: it takes torch a fifth of the time to compare them.
 
-    No buffer needs a gradient then, and torch is as it was: the comparison sees a transform and a trace.
+    Torch is then as it was: the comparison sees a transform and a trace.
     """
     if forward_ad._current_level >= 0 or number_of_modes():
         return None
-    are_alike, number, _ = _seen.get(place(tensors)) or UNKNOWN
+    are_alike, number, _ = _seen.get(place(*tensors)) or UNKNOWN
     return number if are_alike(*tensors) else None
 
 
-def place(tensors: tuple[Tensor, ...]) -> tuple[int, int, bool, bool]:
+def place(*tensors: Tensor) -> tuple[int, int, bool, bool]:
     """Where to look for tensors like these: by the first one, by how many they are, and by two facts about the input.
 
     Whether it needs a gradient may change from call to call; inference mode the comparison does not always see.
@@ -65,28 +65,25 @@ def place(tensors: tuple[Tensor, ...]) -> tuple[int, int, bool, bool]:
     return id(tensors[0]), len(tensors), x.requires_grad, x.is_inference()
 
 
-def forms(*tensors: Tensor | None) -> int:
-    """A number for the forms of running buffers and other vectors, and for the kind of an input, which is the last.
-
-    It is the same for the same ones.
-    """
+def forms(*tensors: Tensor) -> int:
+    """A number for the forms of vectors and the kind of an input, which is the last: the same for the same ones."""
     *vectors, x = tensors
     found = (*map(form, vectors), kind(x))
     number = _numbers.get(found)
     if number is None:
         number = next(_unused)
         insert(_numbers, found, number)
-    if all(vector is not None for vector in vectors):
-        note(tensors, number)
     return number
 
 
-def note(tensors: tuple[Tensor, ...], number: int) -> None:
-    """Keep the number for `recognized`, if it is found here for the second time.
+def note(number: int, *tensors: Tensor) -> None:
+    """Keep a number for `recognized`, if it is found here for the second time.
 
     A comparison takes five calls' time to make: where tensors change to and fro it is made anew ever more rarely.
     """
-    here = place(tensors)
+    if len(tensors) == 1:
+        return  # an input alone, which is another one at each call
+    here = place(*tensors)
     are_alike, before, times = _seen.get(here) or UNKNOWN
     if number != before:
         insert(_seen, here, (never, number, 0))
@@ -99,8 +96,7 @@ def note(tensors: tuple[Tensor, ...], number: int) -> None:
 def comparison(*tensors: Tensor) -> Callable[..., bool]:
     """What says whether tensors are as these, the last of any shape and strides: plain ones, none given twice."""
     plain = PLAIN.issuperset(map(type, tensors)) and len({*map(id, tensors)}) == len(tensors)
-    buffers_change = tensors[0].requires_grad or tensors[1].requires_grad
-    if TensorGuards is None or not plain or buffers_change:
+    if TensorGuards is None or not plain:
         return never
     *vectors, x = tensors
     free = [None] * x.dim()

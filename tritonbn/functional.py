@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 from . import aten, autograd, devices, distributed, selection
 from .backends import in_force, traces_kernels, uses_kernels
 from .case import Case
-from .forms import form, forms, recognized
+from .forms import form, forms, note, recognized
 from .launch import dense, dense_strides, statistics_dtype, walkable
 from .sample_case import SampleCase
 
@@ -110,29 +110,29 @@ def batch_norm(
                 residual, activation, negative_slope, num_batches_tracked,
             )
         )  # fmt: skip
-    tensors = (
-        (running_mean, running_var, weight, bias, input) if num_batches_tracked is None
-        else (running_mean, running_var, weight, bias, num_batches_tracked, input)
-    )  # fmt: skip
-    case, problem, is_known = None, None, False
+    missing = running_mean is None, weight is None, bias is None, num_batches_tracked is None
+    tensors = running_mean, running_var, weight, bias, num_batches_tracked, input
+    if True in missing:
+        tensors = tuple(each for each in tensors if each is not None)
+    case, problem, learns = None, None, False
     try:
         number = recognized(*tensors)
-        is_known = number is not None
-        if not is_known and uses_kernels(input):
+        if number is None and uses_kernels(input):
             number = forms(*tensors)
+            learns = running_mean is not None and (running_mean.requires_grad or running_var.requires_grad)
+            if not learns:
+                note(number, *tensors)
         if number is not None:
             key = (
                 devices.planned_for(), selection.setting(), in_force(), training, momentum.__class__, eps, axis,
-                correction, activation, negative_slope, input.shape, input.stride(), number,
+                correction, activation, negative_slope, input.shape, input.stride(), missing, number,
                 None if residual is None else form(residual),
                 None if momentum.__class__ is float or not isinstance(momentum, Tensor) else form(momentum),
             )  # fmt: skip
             case = _cases.get(key)
     except (AttributeError, RuntimeError, TypeError) as error:
         problem = error  # something is no tensor, or has no strides: which one, the checks below should say
-    if case is None or (  # what is known has no buffers that need a gradient
-        not is_known and running_mean is not None and (running_mean.requires_grad or running_var.requires_grad)
-    ):
+    if case is None or learns:  # running buffers that need a gradient are for the checks
         given = Arguments(
             input, running_mean, running_var, weight, bias, training, momentum, eps, axis, correction,
             residual, activation, negative_slope, num_batches_tracked,
