@@ -98,7 +98,13 @@ def compiling_for(name: str) -> Iterator[list[Launch]]:
     """
     if INTERPRETED:
         raise RuntimeError("expected a process without TRITON_INTERPRET=1, under which Triton compiles nothing")
-    driver = compiling_driver(name)
+    with driven_by(compiling_driver(name)) as launches:
+        yield launches
+
+
+@contextmanager
+def driven_by(driver: CompilingDriver) -> Iterator[list[Launch]]:
+    """The same by a driver of one's own, which may do more with a launch."""
     config = triton.runtime.driver
     fields = vars(config)
     active, launches = fields.get("_active", fields.get("active")), driver.launches

@@ -1,0 +1,274 @@
+"""Runs a compiled kernel's PTX on tensors in this machine's memory: right results, or a reason why not.
+
+So many programs as have a slot take turns, block of instructions by block, in an order drawn by lot, or all abreast.
+What neither stays within the tensors nor is aligned is found, and programs that wait for what never comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from random import Random
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .arithmetic import NUMBERS
+from .memory import Fault, Global, Shared
+from .operations import WARP, operation
+from .text import Kernel, parse
+
+GARBAGE = 0x7FC0_DEAD_7FC0_DEAD
+"""What is in a register that was not written."""
+
+ENDED = -1
+
+
+class Deadlock(BaseException):
+    """All programs that have a slot wait; no Exception, since Triton and the library answer those."""
+
+
+class Code:
+    """A kernel whose instructions are known."""
+
+    def __init__(self, ptx: str) -> None:
+        self.kernel: Kernel = parse(ptx)
+        self.blocks = [[operation(each, self.kernel) for each in block.instructions] for block in self.kernel.blocks]
+        self.ends = [block.instructions[-1] if block.instructions else None for block in self.kernel.blocks]
+
+
+code = lru_cache(maxsize=256)(Code)
+
+
+class Lanes:
+    """Threads that run one block together: what they read and write until its end."""
+
+    def __init__(self, machine: Machine, at: np.ndarray) -> None:
+        self.machine, self.at, self.count = machine, at, len(at)
+        self.slots = at // machine.threads
+        self.written: dict[str, Any] = {}
+
+    def get(self, register: str) -> Any:
+        """Its bits."""
+        if register in self.written:
+            return self.written[register]
+        return self.machine.register(register)[self.at]
+
+    def put(self, register: str, bits: Any) -> None:
+        """Change its bits."""
+        self.written[register] = bits
+
+    def leave(self) -> None:
+        """What was written is kept."""
+        for register, bits in self.written.items():
+            self.machine.register(register)[self.at] = bits
+
+    def spread(self, values: Any) -> np.ndarray:
+        """One for each lane."""
+        return np.broadcast_to(values, self.count)
+
+    def warps(self, values: Any) -> np.ndarray:
+        """The same by warps, all of whose lanes have to be here."""
+        values = self.spread(values)
+        first = self.at[::WARP]
+        if self.count % WARP or (first % WARP).any() or (self.at.reshape(-1, WARP)[:, -1] - first != WARP - 1).any():
+            raise Fault("lanes of a warp have parted where they exchange values")
+        return values.reshape(-1, WARP)
+
+    def special(self, name: str) -> np.ndarray:
+        """Where the lanes are."""
+        register, _, axis = name.partition(".")
+        axis = "xyz".index(axis)
+        if register == "%ntid":
+            return np.uint32((self.machine.threads, 1, 1)[axis])
+        if register == "%nctaid":
+            return np.uint32(self.machine.grid[axis])
+        if register == "%tid":
+            return ((self.at % self.machine.threads) * (axis == 0)).astype(np.uint32)
+        if register != "%ctaid":
+            raise NotImplementedError(name)
+        program = self.machine.programs[self.slots]
+        width, height, _ = self.machine.grid
+        return (program % width, program // width % height, program // (width * height))[axis].astype(np.uint32)
+
+    def parameter(self, number: int) -> np.ndarray:
+        """The bits of an argument of the launch."""
+        return self.machine.arguments[number]
+
+    def load(self, space: str, of: np.ndarray, addresses: np.ndarray, size: int, count: int) -> list[np.ndarray]:
+        """Elements from each address on, for these of the lanes."""
+        if space == "shared":
+            return self.machine.shared.load(self.slots[of], addresses, size, count)
+        return self.machine.memory.load(addresses, size, count)
+
+    def store(self, space: str, of: np.ndarray, addresses: np.ndarray, values: list[np.ndarray]) -> None:
+        """Write them."""
+        if space == "shared":
+            self.machine.shared.store(self.slots[of], addresses, values)
+        else:
+            self.machine.memory.store(addresses, values)
+
+    def atomic(
+        self,
+        of: np.ndarray,
+        addresses: np.ndarray,
+        function: Callable[..., Any],
+        values: Sequence[np.ndarray],
+        number: type,
+        order: str,
+    ) -> list[Any]:
+        """Old values of elements, which are changed one after the other."""
+        return [
+            self.machine.atomic(int(slot), int(address), function, operands, number)
+            for slot, address, *operands in zip(self.slots[of], addresses, *values, strict=True)
+        ]
+
+    def copy(self, of: np.ndarray, to: np.ndarray, source: np.ndarray, size: int, given: np.ndarray) -> None:
+        """Begin to copy from global to shared memory; zeros where less is given than the size."""
+        self.machine.copies.append((self.at[of], self.machine.groups[self.at[of]], to, source, size, given))
+
+    def commit(self) -> None:
+        """Copies begun from here on are of another group."""
+        self.machine.groups[self.at] += 1
+
+    def await_copies(self, left: int) -> None:
+        """Of all groups but the latest ones copies are done."""
+        machine, copies = self.machine, self.machine.copies
+        machine.copies = []
+        for lanes, groups, to, source, size, given in copies:
+            done = np.isin(lanes, self.at) & (groups < machine.groups[lanes] - left)
+            machine.finish_copies(lanes[done], to[done], source[done], size, given[done])
+            if not done.all():
+                rest = (each[~done] for each in (lanes, groups, to, source))
+                machine.copies.append((*rest, size, given[~done]))
+
+
+class Machine:
+    """One launch under way."""
+
+    def __init__(
+        self,
+        ptx: str,
+        grid: tuple[int, int, int],
+        threads: int,
+        shared: int,
+        arguments: Sequence[int],
+        tensors: Sequence[Tensor],
+        slots: int,
+        random: Random | None,
+    ) -> None:
+        self.code, self.grid, self.threads, self.random = code(ptx), grid, threads, random
+        self.arguments = [np.array(bits % 2**64, np.uint64) for bits in arguments]
+        self.memory = Global(tensors)
+        self.left = list(range(int(np.prod(grid))))
+        self.slots = min(slots, len(self.left))
+        self.shared = Shared(self.slots, -(-shared // 16) * 16)
+        self.programs = np.full(self.slots, ENDED)
+        lanes = self.slots * threads
+        self.registers: dict[str, np.ndarray] = {}
+        self.block = np.full(lanes, ENDED)
+        self.in_barrier = np.zeros(lanes, bool)
+        self.waits = np.zeros(self.slots, bool)
+        self.polled: list[set[int]] = [set() for _ in range(self.slots)]
+        self.groups = np.zeros(lanes, np.int64)
+        self.copies: list[tuple[Any, ...]] = []
+
+    def register(self, name: str) -> np.ndarray:
+        """Its bits, of all lanes."""
+        if name not in self.registers:
+            kind = NUMBERS[self.code.kernel.type_of(name)]
+            self.registers[name] = np.full(len(self.block), np.array(GARBAGE, np.uint64).astype(kind))
+        return self.registers[name]
+
+    def run(self) -> None:
+        """All programs, to their ends; Fault or Deadlock for what a GPU would fail at."""
+        with np.errstate(all="ignore"):
+            for slot in range(self.slots):
+                self.begin(slot)
+            while (self.programs != ENDED).any():
+                self.step()
+
+    def begin(self, slot: int) -> None:
+        """Give a slot to the next program."""
+        lanes = slice(slot * self.threads, (slot + 1) * self.threads)
+        self.programs[slot] = self.left.pop(0) if self.left else ENDED
+        self.block[lanes] = 0 if self.programs[slot] != ENDED else ENDED
+        self.in_barrier[lanes] = self.waits[slot] = False
+        self.polled[slot].clear()
+        self.groups[lanes] = 0
+        self.copies = [copy for copy in self.copies if not (copy[0] // self.threads == slot).any()]
+        self.shared.clear(slot)
+        for register in self.registers.values():
+            register[lanes] = np.array(GARBAGE, np.uint64).astype(register.dtype)
+
+    def step(self) -> None:
+        """Some lanes run one block."""
+        ready = (self.block != ENDED) & ~self.in_barrier & ~np.repeat(self.waits, self.threads)
+        if not ready.any():
+            waiting = [int(program) for program in self.programs[self.waits]]
+            raise Deadlock(f"programs {waiting} wait, {len(self.left)} have no slot")
+        if self.random:
+            slots = np.flatnonzero(ready.reshape(self.slots, self.threads).any(axis=1))
+            others = set(slots) - set(self.random.sample(list(slots), self.random.randint(1, len(slots))))
+            ready.reshape(self.slots, self.threads)[list(others)] = False
+        number = self.block[ready].min()
+        at = np.flatnonzero(ready & (self.block == number))
+        lanes = Lanes(self, at)
+        for each in self.code.blocks[number]:
+            each(lanes)
+        self.go_on(number, lanes)
+        lanes.leave()
+
+    def go_on(self, number: int, lanes: Lanes) -> None:
+        """Where the lanes are after a block."""
+        end, at = self.code.ends[number], lanes.at
+        following = np.full(lanes.count, number + 1)
+        kind = end.parts[:2] if end else []
+        if kind[:1] in (["bra"], ["ret"], ["exit"]):
+            goes = np.ones(lanes.count, bool)
+            if end.predicate:
+                goes = lanes.spread(lanes.get(end.predicate)) == end.wanted
+            following[goes] = self.code.kernel.labels[end.operands[0]] if kind[0] == "bra" else ENDED
+        self.block[at] = following
+        if kind == ["bar", "sync"]:
+            if end.operands != ("0",) or end.predicate:
+                raise NotImplementedError(str(end))
+            self.in_barrier[at] = True
+        slots = np.unique(lanes.slots)
+        blocks, waiting = (each.reshape(self.slots, self.threads)[slots] for each in (self.block, self.in_barrier))
+        for slot in slots[(waiting | (blocks == ENDED)).all(axis=1)]:
+            if (self.block.reshape(self.slots, self.threads)[slot] == ENDED).all():
+                self.ended = True
+                lanes.leave()
+                self.begin(slot)
+            else:
+                self.in_barrier.reshape(self.slots, self.threads)[slot] = False
+
+    def atomic(self, slot: int, address: int, function: Callable[..., Any], operands: list[Any], number: type) -> Any:
+        """An operation of one program on one element; it waits if that changes nothing and it has asked before."""
+        ((_, cells, first),) = self.memory.parts(np.array([address]), np.dtype(number).itemsize, 1)
+        cells = cells.view(number)
+        old = cells[first[0]]
+        cells[first[0]] = function(old, *operands)
+        if cells[first[0]] == old:
+            self.waits[slot] = address in self.polled[slot]
+            self.polled[slot].add(address)
+        else:
+            for other, polled in enumerate(self.polled):
+                if address in polled:
+                    polled.clear()
+                    self.waits[other] = False
+        return old
+
+    def finish_copies(self, lanes: np.ndarray, to: Any, source: Any, size: int, given: Any) -> None:
+        """Let shared memory have what these lanes copy."""
+        if (given % size).any():
+            raise NotImplementedError("copies of a part")
+        whole = given == size
+        slots = lanes // self.threads
+        word = min(size, 8)
+        values = self.memory.load(source[whole], word, size // word)
+        self.shared.store(slots[whole], to[whole], values)
+        zeros = [np.zeros(np.count_nonzero(~whole), f"u{word}") for _ in range(size // word)]
+        self.shared.store(slots[~whole], to[~whole], zeros)

@@ -1,0 +1,100 @@
+"""Memory that a kernel may touch: that of the tensors of its launch, and what the programs of an SM share.
+
+An access outside of it, or one that is not aligned to its width, is an error, as it may be on a GPU.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+POISON = 0xFF
+"""Bytes that nobody wrote: NaN in every floating dtype."""
+
+
+class Fault(BaseException):
+    """An access that a GPU would end the launch for; no Exception, since Triton and the library answer those."""
+
+
+class Global:
+    """The storages of tensors, at their own addresses."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        bytes_of = {t.untyped_storage().data_ptr(): as_bytes(t) for t in tensors if t.untyped_storage().nbytes()}
+        self.starts = sorted(bytes_of)
+        self.storages = [bytes_of[start] for start in self.starts]
+
+    def load(self, addresses: np.ndarray, size: int, count: int) -> list[np.ndarray]:
+        """`count` elements of so many bytes from each address on."""
+        values = [np.zeros(len(addresses), f"u{size}") for _ in range(count)]
+        for lanes, cells, first in self.parts(addresses, size, count):
+            for number, value in enumerate(values):
+                value[lanes] = cells[first + number]
+        return values
+
+    def store(self, addresses: np.ndarray, values: list[np.ndarray]) -> None:
+        """The elements of each address, the last lane's where several write to the same."""
+        for lanes, cells, first in self.parts(addresses, values[0].dtype.itemsize, len(values)):
+            for number, value in enumerate(values):
+                cells[first + number] = value[lanes]
+
+    def parts(self, addresses: np.ndarray, size: int, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each storage that is accessed: by which lanes, its elements, and the first of them that each lane wants."""
+        if (addresses % (size * count)).any():
+            raise Fault(f"an access of {size * count} bytes at {addresses[addresses % (size * count) != 0][0]:#x}")
+        found = []
+        left = np.arange(len(addresses))
+        while len(left):
+            address = int(addresses[left[0]])
+            place = bisect.bisect(self.starts, address) - 1
+            start, storage = self.starts[place], self.storages[place]
+            inside = (addresses[left] >= start) & (addresses[left] + (size * count) <= start + len(storage))
+            if place < 0 or not inside[0]:
+                raise Fault(f"an access of {size * count} bytes at {address:#x}, outside of every tensor")
+            lanes = left[inside]
+            cells = storage[: len(storage) // size * size].view(f"u{size}")
+            found.append((lanes, cells, (addresses[lanes] - start).astype(np.int64) // size))
+            left = left[~inside]
+        return found
+
+
+class Shared:
+    """Shared memory of every program that has a slot."""
+
+    def __init__(self, slots: int, size: int) -> None:
+        self.size = size
+        self.bytes = np.full((slots, size), POISON, np.uint8)
+
+    def clear(self, slot: int) -> None:
+        """Another program's."""
+        self.bytes[slot] = POISON
+
+    def load(self, slots: np.ndarray, addresses: np.ndarray, size: int, count: int) -> list[np.ndarray]:
+        """`count` elements of so many bytes from each address on."""
+        first = self.first(slots, addresses, size, count)
+        cells = self.bytes.reshape(-1).view(f"u{size}")
+        return [cells[first + number] for number in range(count)]
+
+    def store(self, slots: np.ndarray, addresses: np.ndarray, values: list[np.ndarray]) -> None:
+        """The elements of each address, the last lane's where several write to the same."""
+        first = self.first(slots, addresses, values[0].dtype.itemsize, len(values))
+        cells = self.bytes.reshape(-1).view(f"u{values[0].dtype.itemsize}")
+        for number, value in enumerate(values):
+            cells[first + number] = value
+
+    def first(self, slots: np.ndarray, addresses: np.ndarray, size: int, count: int) -> np.ndarray:
+        """Which elements of all programs' the lanes want."""
+        addresses = addresses.astype(np.int64)
+        wrong = (addresses % (size * count) != 0) | (addresses + size * count > self.size)
+        if wrong.any():
+            raise Fault(f"an access of {size * count} shared bytes of {self.size} at {addresses[wrong][0]}")
+        return (slots * self.size + addresses) // size
+
+
+def as_bytes(tensor: Tensor) -> np.ndarray:
+    """All that a tensor's storage holds."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()

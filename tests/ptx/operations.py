@@ -1,0 +1,379 @@
+"""PTX instructions as functions of lanes, each of which has read its operands when it writes its results."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .arithmetic import (
+    BINARY,
+    COMPARISONS,
+    NUMBERS,
+    TERNARY,
+    UNARY,
+    converted,
+    halves,
+    high_half,
+    packed,
+    read,
+    wide_product,
+    width,
+    written,
+)
+
+if TYPE_CHECKING:
+    from .machine import Lanes
+    from .text import Instruction, Kernel
+
+Operation = Callable[["Lanes"], None]
+Get = Callable[["Lanes"], Any]
+
+WARP = 32
+
+UNSIGNED = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
+"""Comparisons of unsigned integers that have another name."""
+
+ATOMIC: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "min": min,
+    "max": max,
+    "exch": lambda old, new: new,
+    "cas": lambda old, expected, new: new if old == expected else old,
+}
+"""What becomes of a value in memory."""
+
+
+class Unknown(NotImplementedError):
+    """An instruction that this machine does not know."""
+
+
+def is_type(part: str) -> bool:
+    """Whether a part of an operation's name is a type."""
+    try:
+        return part == "pred" or width(part) > 0
+    except ValueError:
+        return False
+
+
+def operation(instruction: Instruction, kernel: Kernel) -> Operation:
+    """What an instruction does, but where to go next; Unknown if that is not known."""
+    name, *rest = instruction.parts
+    kinds = [part for part in rest if is_type(part)]
+    modes = [part for part in rest if not is_type(part)]
+    make = MAKERS.get(name) or (compute if name in (*UNARY, *BINARY, *TERNARY) else None)
+    if make is None:
+        raise Unknown(str(instruction))
+    return make(Parts(instruction, kernel), name, modes, kinds)
+
+
+class Parts:
+    """Operands of one instruction."""
+
+    def __init__(self, instruction: Instruction, kernel: Kernel) -> None:
+        self.instruction, self.kernel = instruction, kernel
+        self.operands = instruction.operands
+
+    def get(self, number: int, kind: str) -> Get:
+        """Numbers of an operand."""
+        return self.get_text(self.operands[number], kind)
+
+    def get_text(self, text: str, kind: str) -> Get:
+        """Numbers of a register, of the launch, or written down."""
+        if text.startswith("%") and "." in text:
+            return lambda lanes: read(lanes.special(text), kind)
+        if text.startswith("%") or text in self.kernel.types:
+            return lambda lanes: read(lanes.get(text), kind)
+        value = constant(text, kind)
+        return lambda lanes: value
+
+    def put(self, text: str, kind: str) -> Callable[[Lanes, Any], None]:
+        """Write numbers to a register, where the predicate is as wanted."""
+        if text == "_":
+            return lambda lanes, numbers: None
+        register, old = self.kernel.type_of(text), self.get_text(text, self.kernel.type_of(text))
+        mask = self.mask()
+
+        def write(lanes: Lanes, numbers: Any) -> None:
+            bits = written(numbers, kind, register)
+            lanes.put(text, bits if mask is None else np.where(mask(lanes), bits, old(lanes)))
+
+        return write
+
+    def mask(self) -> Get | None:
+        """For which lanes the predicate is as wanted, None without one."""
+        predicate, wanted = self.instruction.predicate, self.instruction.wanted
+        if not predicate:
+            return None
+        return lambda lanes: lanes.get(predicate) == wanted
+
+    def chosen(self) -> Get:
+        """The lanes whose predicate is as wanted, by number."""
+        mask = self.mask()
+        if mask is None:
+            return lambda lanes: np.arange(lanes.count)
+        return lambda lanes: np.flatnonzero(np.broadcast_to(mask(lanes), lanes.count))
+
+    def vector(self, number: int) -> list[str]:
+        """The registers of an operand."""
+        return [each.strip() for each in self.operands[number].strip("{}").split(",")]
+
+    def address(self, number: int) -> Callable[[Lanes, Any], Any]:
+        """Bytes where an operand points, of some lanes."""
+        base, _, offset = self.operands[number].strip("[] ").partition("+")
+        base, offset = base.strip(), int(offset or "0", 0)
+        get = self.get_text(base, self.kernel.type_of(base) if base.startswith("%") else "b32")
+        return lambda lanes, of: lanes.spread(get(lanes))[of].astype(np.int64) + offset
+
+
+def constant(text: str, kind: str) -> Any:
+    """A number of a type that is written down; the beginning of shared memory is zero."""
+    if kind == "pred":
+        return np.bool_(int(text, 0))
+    if text.startswith(("0f", "0F", "0d", "0D")):
+        bits = np.array(int(text[2:], 16), "u4" if text[1] in "fF" else "u8")
+        return read(bits, kind)
+    value = 0 if text == "global_smem" else int(text.rstrip("U"), 0)
+    return read(np.array(value % 2 ** width(kind), f"u{width(kind) // 8}"), kind)
+
+
+def compute(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """An operation on numbers of one type, or of a narrow and a wide one."""
+    inputs = len(parts.operands) - 1
+    function = ({1: UNARY, 2: BINARY, 3: TERNARY}[inputs]).get(name)
+    kind = kinds[-1]
+    if name == "mov" and "{" in parts.operands[0] + parts.operands[1]:
+        return unpack_or_pack(parts, kind)
+    types = [kind] * inputs
+    to = kinds[0]
+    if len(kinds) == 2:  # the first operands of the narrow type, the last of the wide one
+        types[-1] = to
+    if name in ("shl", "shr"):
+        types[1] = "b32"
+    elif name == "bfe":
+        types[1:] = ["b32", "b32"]
+    elif name in ("mul", "mad") and modes and modes[0] in ("wide", "hi"):
+        product = wide_product if modes[0] == "wide" else high_half
+        if modes[0] == "wide":
+            to = kind[0] + str(2 * width(kind))
+        function = product if inputs == 2 else lambda a, b, c: product(a, b) + c
+        types[2:] = [to] * (inputs - 2)
+    if kind.endswith("x2"):
+        function = partial(of_pairs, function, kind)
+        types, to = [f"b{width(kind)}"] * inputs, f"b{width(kind)}"
+    elif "relu" in modes:
+        plain = function
+        function = lambda *values: np.maximum(plain(*values), 0)  # noqa: E731
+    if function is None:
+        raise Unknown(str(parts.instruction))
+    gets = [parts.get(number + 1, each) for number, each in enumerate(types)]
+    put = parts.put(parts.operands[0], to)
+    return lambda lanes: put(lanes, function(*[get(lanes) for get in gets]))
+
+
+def of_pairs(function: Callable[..., Any], kind: str, *values: Any) -> Any:
+    """The same of the low and of the high halves."""
+    low, high = zip(*[halves(value, kind) for value in values], strict=True)
+    return packed(function(*low), function(*high), kind)
+
+
+def unpack_or_pack(parts: Parts, kind: str) -> Operation:
+    """A register from several, or several from one."""
+    if parts.operands[0].startswith("{"):
+        names, get = parts.vector(0), parts.get(1, kind)
+        each = f"b{width(kind) // len(names)}"
+        puts = [parts.put(name, each) for name in names]
+
+        def unpack(lanes: Lanes) -> None:
+            bits = get(lanes)
+            for number, put in enumerate(puts):
+                put(lanes, (bits >> number * width(each)).astype(NUMBERS[each]))
+
+        return unpack
+    names = parts.vector(1)
+    each = f"b{width(kind) // len(names)}"
+    gets, put = [parts.get_text(name, each) for name in names], parts.put(parts.operands[0], kind)
+
+    def pack(lanes: Lanes) -> None:
+        values = [get(lanes).astype(NUMBERS[kind]) << number * width(each) for number, get in enumerate(gets)]
+        put(lanes, sum(values[1:], start=values[0]))
+
+    return pack
+
+
+def product(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """An integer's low half is as of any numbers."""
+    return compute(parts, name, [mode for mode in modes if mode != "lo"], kinds)
+
+
+def convert(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """Of one type to another, or of two numbers to a pair."""
+    to, kind = kinds[0], kinds[-1]
+    gets = [parts.get(number, kind) for number in range(1, len(parts.operands))]
+    if to.endswith("x2"):
+        put = parts.put(parts.operands[0], "b32")
+        return lambda lanes: put(lanes, packed(*[converted(get(lanes), kind, to[:-2], "rn") for get in gets[::-1]], to))
+    put, rounding = parts.put(parts.operands[0], to), modes[0] if modes else ""
+    return lambda lanes: put(lanes, converted(gets[0](lanes), kind, to, rounding))
+
+
+def compare(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """A predicate from two numbers."""
+    function = COMPARISONS[UNSIGNED.get(modes[0], modes[0])]
+    if len(parts.operands) != 3 or "|" in parts.operands[0]:
+        raise Unknown(str(parts.instruction))
+    a, b, put = parts.get(1, kinds[-1]), parts.get(2, kinds[-1]), parts.put(parts.operands[0], "pred")
+    return lambda lanes: put(lanes, function(a(lanes), b(lanes)))
+
+
+def select(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """The one or the other, by a predicate."""
+    a, b, which = parts.get(1, kinds[-1]), parts.get(2, kinds[-1]), parts.get(3, "pred")
+    put = parts.put(parts.operands[0], kinds[-1])
+    return lambda lanes: put(lanes, np.where(which(lanes), a(lanes), b(lanes)))
+
+
+def shuffle(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """A register of another lane of the warp."""
+    if parts.operands[3:] != ("31", "-1") and parts.operands[3:] != ("0x1f", "0xffffffff"):
+        raise Unknown(str(parts.instruction))
+    get, by, put = parts.get(1, "b32"), parts.get(2, "b32"), parts.put(parts.operands[0], "b32")
+    source = {
+        "bfly": lambda lane, by: lane ^ by,
+        "idx": lambda lane, by: by & 31,
+        "up": lambda lane, by: np.where(lane >= by, lane - by, lane),
+        "down": lambda lane, by: np.where(lane + by < WARP, lane + by, lane),
+    }[modes[1]]
+
+    def run(lanes: Lanes) -> None:
+        warps = lanes.warps(get(lanes))
+        others = source(np.arange(WARP), lanes.warps(by(lanes)).astype(np.int64))
+        put(lanes, np.take_along_axis(warps, others, axis=1).reshape(-1))
+
+    return run
+
+
+def access(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """A load or store of one or several elements."""
+    kind = kinds[-1]
+    space = modes[0].partition("::")[0]
+    if name == "ld" and space == "param":
+        number = parts.kernel.parameters.index(parts.operands[1].strip("[]"))
+        put = parts.put(parts.operands[0], kind)
+        return lambda lanes: put(lanes, read(lanes.parameter(number), kind))
+    if space not in ("global", "shared"):
+        raise Unknown(str(parts.instruction))
+    address, chosen, size = parts.address(name == "ld"), parts.chosen(), width(kind) // 8
+    if name == "ld":
+        puts = [parts.put(register, kind) for register in parts.vector(0)]
+
+        def load(lanes: Lanes) -> None:
+            of = chosen(lanes)
+            for put, values in zip(puts, lanes.load(space, of, address(lanes, of), size, len(puts)), strict=True):
+                numbers = np.zeros(lanes.count, values.dtype)
+                numbers[of] = values
+                put(lanes, read(numbers, kind))
+
+        return load
+    gets = [parts.get_text(register, f"b{width(kind)}") for register in parts.vector(1)]
+
+    def store(lanes: Lanes) -> None:
+        of = chosen(lanes)
+        lanes.store(space, of, address(lanes, of), [lanes.spread(get(lanes))[of] for get in gets])
+
+    return store
+
+
+def atomic(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """One element of memory, replaced by what follows from it and from operands."""
+    kind, returns = kinds[-1], name == "atom"
+    function = ATOMIC[next(mode for mode in modes if mode in ATOMIC)]
+    order = next((mode for mode in modes if mode in ("relaxed", "acquire", "release", "acq_rel")), "relaxed")
+    if modes[0] != "global" or not {"gpu", "sys"}.intersection(modes):
+        raise Unknown(str(parts.instruction))
+    address, chosen = parts.address(returns), parts.chosen()
+    gets = [parts.get(number, kind) for number in range(returns + 1, len(parts.operands))]
+    put = parts.put(parts.operands[0], kind) if returns else lambda lanes, numbers: None
+
+    def run(lanes: Lanes) -> None:
+        of = chosen(lanes)
+        old = np.zeros(lanes.count, NUMBERS[kind])
+        values = [lanes.spread(get(lanes))[of] for get in gets]
+        old[of] = lanes.atomic(of, address(lanes, of), function, values, NUMBERS[kind], order)
+        put(lanes, old)
+
+    return run
+
+
+def matrices(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """Matrices of 8 x 8 elements of 16 bits in shared memory, whose rows lanes point to and whose pairs lanes hold."""
+    loads = name == "ldmatrix"
+    transposed = "trans" in modes
+    registers = parts.vector(not loads)
+    address, chosen = parts.address(loads), parts.chosen()
+    lane = np.arange(WARP)
+    row, column = lane // 4, lane % 4 * 2
+    places = [(column + odd, row) if transposed else (row, column + odd) for odd in (0, 1)]
+    gets, puts = (
+        ([], [parts.put(r, "b32") for r in registers]) if loads else ([parts.get_text(r, "b32") for r in registers], [])
+    )
+
+    def run(lanes: Lanes) -> None:
+        of = chosen(lanes)
+        rows = lanes.warps(address(lanes, of))
+        for number in range(len(registers)):
+            begins = rows[:, 8 * number : 8 * number + 8]
+            if (begins % 16).any():
+                raise Unknown("rows of a matrix that are not aligned")
+            at = [(begins[:, r] + 2 * c).reshape(-1) for r, c in places]
+            if loads:
+                low, high = (lanes.load("shared", of, each, 2, 1)[0].astype(np.uint32) for each in at)
+                puts[number](lanes, low | high << 16)
+            else:
+                bits = lanes.spread(gets[number](lanes))[of]
+                lanes.store("shared", of, at[0], [bits.astype(np.uint16)])
+                lanes.store("shared", of, at[1], [(bits >> 16).astype(np.uint16)])
+
+    return run
+
+
+def asynchronous(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """Copies from global to shared memory, which are there when they have been waited for."""
+    if "commit_group" in modes:
+        return lambda lanes: lanes.commit()
+    if "wait_group" in modes:
+        return lambda lanes: lanes.await_copies(int(parts.operands[0]))
+    to, source, size, chosen = parts.address(0), parts.address(1), int(parts.operands[2], 0), parts.chosen()
+    given = parts.get(3, "b32") if len(parts.operands) > 3 else lambda lanes: np.uint32(size)
+
+    def run(lanes: Lanes) -> None:
+        of = chosen(lanes)
+        lanes.copy(of, to(lanes, of), source(lanes, of), size, lanes.spread(given(lanes))[of])
+
+    return run
+
+
+def nothing(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """What decides only where to go next, and what orders lanes of a warp, which run together."""
+    return lambda lanes: None
+
+
+MAKERS: dict[str, Callable[..., Operation]] = {
+    **dict.fromkeys(("mul", "mad"), product),
+    **dict.fromkeys(("ld", "st"), access),
+    **dict.fromkeys(("atom", "red"), atomic),
+    **dict.fromkeys(("ldmatrix", "stmatrix"), matrices),
+    **dict.fromkeys(("bra", "ret", "exit", "bar"), nothing),
+    "cvt": convert,
+    "setp": compare,
+    "selp": select,
+    "shfl": shuffle,
+    "cp": asynchronous,
+}
+"""Operations that are more than a function of numbers of one type."""
