@@ -1,7 +1,8 @@
 """How the tests run: kernels in Triton's interpreter unless there is a GPU; what needs the compiler is in compiled/.
 
 The interpreter is chosen when a kernel is defined, so one process cannot do both: TRITON_INTERPRET=1 (the default where
-there is no GPU) runs everything but compiled/, TRITON_INTERPRET=0 runs compiled/, and on a GPU everything.
+there is no GPU) runs everything but compiled/, TRITON_INTERPRET=0 runs compiled/, and on a GPU everything. Without one
+TRITONBN_TEST_MACHINE=sm_90, or another architecture of NVIDIA's, runs everything but compiled/ as compiled for it (ptx/).
 """
 
 import gc
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 os.environ["TRITONBN_TUNE"] = "off"  # what somebody timed on this machine decides nothing
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+MACHINE = os.environ.get("TRITONBN_TEST_MACHINE", "")
+os.environ.setdefault("TRITON_INTERPRET", "0" if MACHINE or torch.cuda.is_available() else "1")
 
 import quick_interpreter
 
@@ -27,6 +29,8 @@ torch.set_num_threads(1)  # of each pytest worker: tensors are small, and the wo
 if launch.INTERPRETED:
     quick_interpreter.install()
     collect_ignore = ["compiled"]
+elif MACHINE:
+    collect_ignore = ["compiled", "report"]
 elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
@@ -48,6 +52,15 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session", autouse=MACHINE != "")
+def machine():
+    """What is launched runs as compiled for a GPU that is not there."""
+    from ptx.driver import executing
+
+    with executing(MACHINE) as launches:
+        yield launches
 
 
 @pytest.fixture(autouse=True)

@@ -43,8 +43,10 @@ class Memory:
 class Races:
     """The clocks of all programs, and what they have done to the memory of some tensors."""
 
-    def __init__(self, tensors: Iterable[tuple[str, Tensor]], programs: Sequence[str]) -> None:
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]], programs: Sequence[str], together: int = 1) -> None:
         self.programs = programs
+        self.groups = np.arange(len(programs)) // together
+        """So many in a row, as the warps of one program, may do to memory what others wait for in any order."""
         self.clocks = np.eye(len(programs), dtype=np.int32)
         storages = defaultdict(list)
         for name, tensor in tensors:
@@ -70,7 +72,7 @@ class Races:
         memory, clock = self.memory(int(addresses.min()), int(addresses.max()) + size - 1), self.clocks[program]
         cells = memory.cells(addresses, size)
         for earlier in CONFLICTS[kind]:
-            unordered = memory.latest[earlier][cells] > clock
+            unordered = (memory.latest[earlier][cells] > clock) & (self.groups != self.groups[program])
             if unordered.any():
                 cell, other = np.argwhere(unordered)[0]
                 place = self.place(memory.start + int(cells[cell]) * memory.cell_bytes)
@@ -91,3 +93,8 @@ class Races:
         if releases:
             released[address] = np.maximum(clock, released.get(address, 0))
             clock[program] += 1
+
+    def meet(self, programs: np.ndarray) -> None:
+        """A barrier of some of them: what each has done before happens before what any of them does next."""
+        self.clocks[programs] = self.clocks[programs].max(axis=0)
+        self.clocks[programs, programs] += 1

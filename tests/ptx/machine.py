@@ -12,11 +12,12 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from races import Races
 from torch import Tensor
 
 from .arithmetic import NUMBERS
 from .memory import Fault, Global, Shared
-from .operations import WARP, operation
+from .operations import ATOMIC, WARP, operation
 from .text import Kernel, parse
 
 GARBAGE = 0x7FC0_DEAD_7FC0_DEAD
@@ -47,6 +48,7 @@ class Lanes:
     def __init__(self, machine: Machine, at: np.ndarray) -> None:
         self.machine, self.at, self.count = machine, at, len(at)
         self.slots = at // machine.threads
+        self.in_program = at % machine.threads
         self.written: dict[str, Any] = {}
 
     def get(self, register: str) -> Any:
@@ -85,7 +87,7 @@ class Lanes:
         if register == "%nctaid":
             return np.uint32(self.machine.grid[axis])
         if register == "%tid":
-            return ((self.at % self.machine.threads) * (axis == 0)).astype(np.uint32)
+            return (self.in_program * (axis == 0)).astype(np.uint32)
         if register != "%ctaid":
             raise NotImplementedError(name)
         program = self.machine.programs[self.slots]
@@ -96,23 +98,25 @@ class Lanes:
         """The bits of an argument of the launch."""
         return self.machine.arguments[number]
 
-    def load(self, space: str, of: np.ndarray, addresses: np.ndarray, size: int, count: int) -> list[np.ndarray]:
+    def load(self, space: str, of: np.ndarray, at: np.ndarray, size: int, count: int) -> list[np.ndarray]:
         """Elements from each address on, for these of the lanes."""
         if space == "shared":
-            return self.machine.shared.load(self.slots[of], addresses, size, count)
-        return self.machine.memory.load(addresses, size, count)
+            return self.machine.shared.load(self.slots[of], self.in_program[of] // WARP, at, size, count)
+        self.machine.note("load", self.at[of], at, size * count)
+        return self.machine.memory.load(at, size, count)
 
-    def store(self, space: str, of: np.ndarray, addresses: np.ndarray, values: list[np.ndarray]) -> None:
+    def store(self, space: str, of: np.ndarray, at: np.ndarray, values: list[np.ndarray]) -> None:
         """Write them."""
         if space == "shared":
-            self.machine.shared.store(self.slots[of], addresses, values)
+            self.machine.shared.store(self.slots[of], self.in_program[of] // WARP, at, values)
         else:
-            self.machine.memory.store(addresses, values)
+            self.machine.note("store", self.at[of], at, values[0].dtype.itemsize * len(values))
+            self.machine.memory.store(at, values)
 
     def atomic(
         self,
         of: np.ndarray,
-        addresses: np.ndarray,
+        at: np.ndarray,
         function: Callable[..., Any],
         values: Sequence[np.ndarray],
         number: type,
@@ -120,8 +124,8 @@ class Lanes:
     ) -> list[Any]:
         """Old values of elements, which are changed one after the other."""
         return [
-            self.machine.atomic(int(slot), int(address), function, operands, number)
-            for slot, address, *operands in zip(self.slots[of], addresses, *values, strict=True)
+            self.machine.atomic(int(lane), int(address), function, operands, number, order)
+            for lane, address, *operands in zip(self.at[of], at, *values, strict=True)
         ]
 
     def copy(self, of: np.ndarray, to: np.ndarray, source: np.ndarray, size: int, given: np.ndarray) -> None:
@@ -154,16 +158,17 @@ class Machine:
         threads: int,
         shared: int,
         arguments: Sequence[int],
-        tensors: Sequence[Tensor],
+        tensors: Sequence[tuple[str, Tensor]],
         slots: int,
         random: Random | None,
+        watched: bool,
     ) -> None:
         self.code, self.grid, self.threads, self.random = code(ptx), grid, threads, random
         self.arguments = [np.array(bits % 2**64, np.uint64) for bits in arguments]
-        self.memory = Global(tensors)
+        self.memory = Global(tensor for _, tensor in tensors)
         self.left = list(range(int(np.prod(grid))))
         self.slots = min(slots, len(self.left))
-        self.shared = Shared(self.slots, -(-shared // 16) * 16)
+        self.shared = Shared(self.slots, -(-shared // 16) * 16, watched)
         self.programs = np.full(self.slots, ENDED)
         lanes = self.slots * threads
         self.registers: dict[str, np.ndarray] = {}
@@ -173,6 +178,9 @@ class Machine:
         self.polled: list[set[int]] = [set() for _ in range(self.slots)]
         self.groups = np.zeros(lanes, np.int64)
         self.copies: list[tuple[Any, ...]] = []
+        self.warps = -(-threads // WARP)
+        names = [f"warp {warp} of program {program}" for program in self.left for warp in range(self.warps)]
+        self.races = Races(tensors, names, self.warps) if watched else None
 
     def register(self, name: str) -> np.ndarray:
         """Its bits, of all lanes."""
@@ -239,18 +247,39 @@ class Machine:
         blocks, waiting = (each.reshape(self.slots, self.threads)[slots] for each in (self.block, self.in_barrier))
         for slot in slots[(waiting | (blocks == ENDED)).all(axis=1)]:
             if (self.block.reshape(self.slots, self.threads)[slot] == ENDED).all():
-                self.ended = True
                 lanes.leave()
                 self.begin(slot)
             else:
+                self.meet(slot)
                 self.in_barrier.reshape(self.slots, self.threads)[slot] = False
 
-    def atomic(self, slot: int, address: int, function: Callable[..., Any], operands: list[Any], number: type) -> Any:
+    def meet(self, slot: int) -> None:
+        """All warps of a program have come to a barrier."""
+        self.shared.meet(slot)
+        if self.races:
+            self.races.meet(self.programs[slot] * self.warps + np.arange(self.warps))
+
+    def note(self, kind: str, lanes: np.ndarray, at: np.ndarray, size: int) -> None:
+        """Accesses to global memory, for who looks for races."""
+        if self.races:
+            warps = self.programs[lanes // self.threads] * self.warps + lanes % self.threads // WARP
+            for warp in np.unique(warps):
+                self.races.access(int(warp), kind, at[warps == warp].astype(np.uint64), size)
+
+    def atomic(
+        self, lane: int, address: int, function: Callable[..., Any], operands: list[Any], number: type, order: str
+    ) -> Any:
         """An operation of one program on one element; it waits if that changes nothing and it has asked before."""
-        ((_, cells, first),) = self.memory.parts(np.array([address]), np.dtype(number).itemsize, 1)
+        slot, size = lane // self.threads, np.dtype(number).itemsize
+        ((_, cells, first),) = self.memory.parts(np.array([address]), size, 1)
         cells = cells.view(number)
         old = cells[first[0]]
         cells[first[0]] = function(old, *operands)
+        if self.races:
+            acquires, releases = order in ("acquire", "acq_rel"), order in ("release", "acq_rel")
+            writes = function is not ATOMIC["cas"] or old == operands[0]
+            warp = int(self.programs[slot]) * self.warps + lane % self.threads // WARP
+            self.races.atomic(warp, address, size, acquires, releases and bool(writes))
         if cells[first[0]] == old:
             self.waits[slot] = address in self.polled[slot]
             self.polled[slot].add(address)
@@ -266,9 +295,10 @@ class Machine:
         if (given % size).any():
             raise NotImplementedError("copies of a part")
         whole = given == size
-        slots = lanes // self.threads
+        slots, warps = lanes // self.threads, lanes % self.threads // WARP
+        self.note("load", lanes[whole], source[whole], size)
         word = min(size, 8)
         values = self.memory.load(source[whole], word, size // word)
-        self.shared.store(slots[whole], to[whole], values)
+        self.shared.store(slots[whole], warps[whole], to[whole], values)
         zeros = [np.zeros(np.count_nonzero(~whole), f"u{word}") for _ in range(size // word)]
-        self.shared.store(slots[~whole], to[~whole], zeros)
+        self.shared.store(slots[~whole], warps[~whole], to[~whole], zeros)

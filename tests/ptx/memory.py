@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from races import DataRace
 from torch import Tensor
 
 POISON = 0xFF
@@ -63,36 +64,67 @@ class Global:
 
 
 class Shared:
-    """Shared memory of every program that has a slot."""
+    """Shared memory of every program that has a slot, and which warps have accessed it since their last barrier."""
 
-    def __init__(self, slots: int, size: int) -> None:
+    def __init__(self, slots: int, size: int, watched: bool) -> None:
         self.size = size
         self.bytes = np.full((slots, size), POISON, np.uint8)
+        self.readers, self.writers = np.zeros((2, slots, size if watched else 0), np.uint32)
 
     def clear(self, slot: int) -> None:
         """Another program's."""
         self.bytes[slot] = POISON
+        self.meet(slot)
 
-    def load(self, slots: np.ndarray, addresses: np.ndarray, size: int, count: int) -> list[np.ndarray]:
-        """`count` elements of so many bytes from each address on."""
-        first = self.first(slots, addresses, size, count)
+    def meet(self, slot: int) -> None:
+        """A barrier of all warps."""
+        self.readers[slot] = self.writers[slot] = 0
+
+    def load(self, slots: np.ndarray, warps: np.ndarray, at: np.ndarray, size: int, count: int) -> list[np.ndarray]:
+        """`count` elements of so many bytes from each address on; DataRace if another warp wrote them just now."""
+        first = self.first(slots, at, size, count)
+        self.note(self.readers, warps, first * size, size * count)
+        self.check(self.writers, warps, first * size, size * count, "written")
         cells = self.bytes.reshape(-1).view(f"u{size}")
         return [cells[first + number] for number in range(count)]
 
-    def store(self, slots: np.ndarray, addresses: np.ndarray, values: list[np.ndarray]) -> None:
-        """The elements of each address, the last lane's where several write to the same."""
-        first = self.first(slots, addresses, values[0].dtype.itemsize, len(values))
-        cells = self.bytes.reshape(-1).view(f"u{values[0].dtype.itemsize}")
+    def store(self, slots: np.ndarray, warps: np.ndarray, at: np.ndarray, values: list[np.ndarray]) -> None:
+        """The elements of each address; DataRace if another warp just read them, or wrote something else."""
+        size, count = values[0].dtype.itemsize, len(values)
+        first = self.first(slots, at, size, count)
+        self.check(self.readers, warps, first * size, size * count, "read")
+        cells = self.bytes.reshape(-1).view(f"u{size}")
+        for number, value in enumerate(values):
+            differs = cells[first + number] != value
+            self.check(self.writers, warps[differs], (first + number)[differs] * size, size, "written")
+        self.note(self.writers, warps, first * size, size * count)
         for number, value in enumerate(values):
             cells[first + number] = value
+            differs = cells[first + number] != value
+            self.check(self.writers, warps[differs], (first + number)[differs] * size, size, "written")
 
-    def first(self, slots: np.ndarray, addresses: np.ndarray, size: int, count: int) -> np.ndarray:
+    def first(self, slots: np.ndarray, at: np.ndarray, size: int, count: int) -> np.ndarray:
         """Which elements of all programs' the lanes want."""
-        addresses = addresses.astype(np.int64)
-        wrong = (addresses % (size * count) != 0) | (addresses + size * count > self.size)
+        at = at.astype(np.int64)
+        wrong = (at % (size * count) != 0) | (at + size * count > self.size)
         if wrong.any():
-            raise Fault(f"an access of {size * count} shared bytes of {self.size} at {addresses[wrong][0]}")
-        return (slots * self.size + addresses) // size
+            raise Fault(f"an access of {size * count} shared bytes of {self.size} at {at[wrong][0]}")
+        return (slots * self.size + at) // size
+
+    def note(self, who: np.ndarray, warps: np.ndarray, begins: np.ndarray, size: int) -> None:
+        """So many bytes are accessed by these warps, a bit of each."""
+        if who.size:
+            bits = np.uint32(1) << warps.astype(np.uint32)
+            np.bitwise_or.at(who.reshape(-1), begins[:, None] + np.arange(size), bits[:, None])
+
+    def check(self, who: np.ndarray, warps: np.ndarray, begins: np.ndarray, size: int, done: str) -> None:
+        """DataRace if so many bytes have been accessed by other warps than these."""
+        if who.size:
+            others = who.reshape(-1)[begins[:, None] + np.arange(size)] & ~(np.uint32(1) << warps.astype(np.uint32))[:, None]
+            if others.any():
+                lane, byte = np.argwhere(others)[0]
+                place = (begins[lane] + byte) % self.size
+                raise DataRace(f"shared byte {place} of warp {warps[lane]} is {done} by another without a barrier")
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray:
