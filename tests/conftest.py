@@ -2,7 +2,7 @@
 
 The interpreter is chosen when a kernel is defined, so one process cannot do both: TRITON_INTERPRET=1 (the default where
 there is no GPU) runs everything but compiled/, TRITON_INTERPRET=0 runs compiled/, and on a GPU everything. Without one
-TRITONBN_TEST_MACHINE=sm_90, or another architecture of NVIDIA's, runs everything but compiled/ as compiled for it (ptx/).
+TRITONBN_TEST_MACHINE=sm_90, or another of NVIDIA's architectures, runs what is compiled for it, in the machine of ptx/.
 """
 
 import gc
@@ -15,13 +15,17 @@ import pytest
 import torch
 
 os.environ["TRITONBN_TUNE"] = "off"  # what somebody timed on this machine decides nothing
-MACHINE = os.environ.get("TRITONBN_TEST_MACHINE", "")
-os.environ.setdefault("TRITON_INTERPRET", "0" if MACHINE or torch.cuda.is_available() else "1")
+os.environ.setdefault("TRITONBN_TEST_MACHINE", "")
+os.environ.setdefault(
+    "TRITON_INTERPRET", str(int(not (os.environ["TRITONBN_TEST_MACHINE"] or torch.cuda.is_available())))
+)
 
 import quick_interpreter
 
 import tritonbn
 from tritonbn import configs, functional, launch, processes, sample_configs, selection, store
+
+MACHINE = os.environ["TRITONBN_TEST_MACHINE"]
 
 processes.share_imports("tritonbn.targets")
 torch.set_num_threads(1)  # of each pytest worker: tensors are small, and the workers take all cores
@@ -54,13 +58,20 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="session", autouse=MACHINE != "")
+@pytest.fixture(scope="session")
 def machine():
-    """What is launched runs as compiled for a GPU that is not there."""
+    """Where what is launched runs as compiled for a GPU that is not there."""
     from ptx.driver import executing
 
     with executing(MACHINE) as launches:
         yield launches
+
+
+@pytest.fixture(autouse=MACHINE != "")
+def on_the_machine(machine):
+    """Every test, none of whose tensors are kept."""
+    yield
+    machine.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from interleaving import Deadlock
 from races import Races
 from torch import Tensor
 
@@ -24,10 +25,6 @@ GARBAGE = 0x7FC0_DEAD_7FC0_DEAD
 """What is in a register that was not written."""
 
 ENDED = -1
-
-
-class Deadlock(BaseException):
-    """All programs that have a slot wait; no Exception, since Triton and the library answer those."""
 
 
 class Code:
@@ -102,16 +99,17 @@ class Lanes:
         """Elements from each address on, for these of the lanes."""
         if space == "shared":
             return self.machine.shared.load(self.slots[of], self.in_program[of] // WARP, at, size, count)
+        values = self.machine.memory.load(at, size, count)
         self.machine.note("load", self.at[of], at, size * count)
-        return self.machine.memory.load(at, size, count)
+        return values
 
     def store(self, space: str, of: np.ndarray, at: np.ndarray, values: list[np.ndarray]) -> None:
         """Write them."""
         if space == "shared":
             self.machine.shared.store(self.slots[of], self.in_program[of] // WARP, at, values)
         else:
-            self.machine.note("store", self.at[of], at, values[0].dtype.itemsize * len(values))
             self.machine.memory.store(at, values)
+            self.machine.note("store", self.at[of], at, values[0].dtype.itemsize * len(values))
 
     def atomic(
         self,
@@ -296,9 +294,9 @@ class Machine:
             raise NotImplementedError("copies of a part")
         whole = given == size
         slots, warps = lanes // self.threads, lanes % self.threads // WARP
-        self.note("load", lanes[whole], source[whole], size)
         word = min(size, 8)
         values = self.memory.load(source[whole], word, size // word)
+        self.note("load", lanes[whole], source[whole], size)
         self.shared.store(slots[whole], warps[whole], to[whole], values)
         zeros = [np.zeros(np.count_nonzero(~whole), f"u{word}") for _ in range(size // word)]
         self.shared.store(slots[~whole], warps[~whole], to[~whole], zeros)

@@ -44,7 +44,7 @@ class Global:
                 cells[first + number] = value[lanes]
 
     def parts(self, addresses: np.ndarray, size: int, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each storage that is accessed: by which lanes, its elements, and the first of them that each lane wants."""
+        """For each storage: lanes that access it, its elements, and the first of them that each lane wants."""
         if (addresses % (size * count)).any():
             raise Fault(f"an access of {size * count} bytes at {addresses[addresses % (size * count) != 0][0]:#x}")
         found = []
@@ -120,7 +120,9 @@ class Shared:
     def check(self, who: np.ndarray, warps: np.ndarray, begins: np.ndarray, size: int, done: str) -> None:
         """DataRace if so many bytes have been accessed by other warps than these."""
         if who.size:
-            others = who.reshape(-1)[begins[:, None] + np.arange(size)] & ~(np.uint32(1) << warps.astype(np.uint32))[:, None]
+            others = (
+                who.reshape(-1)[begins[:, None] + np.arange(size)] & ~(np.uint32(1) << warps.astype(np.uint32))[:, None]
+            )
             if others.any():
                 lane, byte = np.argwhere(others)[0]
                 place = (begins[lane] + byte) % self.size

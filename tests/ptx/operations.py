@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,8 +50,8 @@ ATOMIC: dict[str, Callable[..., Any]] = {
 """What becomes of a value in memory."""
 
 
-class Unknown(NotImplementedError):
-    """An instruction that this machine does not know."""
+class Unknown(BaseException):
+    """An instruction that this machine does not know; no Exception, for which the library would blame a config."""
 
 
 def is_type(part: str) -> bool:
@@ -165,7 +165,7 @@ def compute(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Oper
         function = product if inputs == 2 else lambda a, b, c: product(a, b) + c
         types[2:] = [to] * (inputs - 2)
     if kind.endswith("x2"):
-        function = partial(of_pairs, function, kind)
+        function = functools.partial(of_pairs, function, kind)
         types, to = [f"b{width(kind)}"] * inputs, f"b{width(kind)}"
     elif "relu" in modes:
         plain = function
@@ -247,7 +247,6 @@ def shuffle(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Oper
     source = {
         "bfly": lambda lane, by: lane ^ by,
         "idx": lambda lane, by: by & 31,
-        "up": lambda lane, by: np.where(lane >= by, lane - by, lane),
         "down": lambda lane, by: np.where(lane + by < WARP, lane + by, lane),
     }[modes[1]]
 
@@ -255,6 +254,18 @@ def shuffle(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Oper
         warps = lanes.warps(get(lanes))
         others = source(np.arange(WARP), lanes.warps(by(lanes)).astype(np.int64))
         put(lanes, np.take_along_axis(warps, others, axis=1).reshape(-1))
+
+    return run
+
+
+def reduce(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """A sum, or the like, of a register of all lanes of the warp."""
+    get, put = parts.get(1, kinds[0]), parts.put(parts.operands[0], kinds[0])
+    function = BINARY[modes[1]]
+
+    def run(lanes: Lanes) -> None:
+        warps = lanes.warps(get(lanes))
+        put(lanes, np.repeat(functools.reduce(function, warps.T), WARP))
 
     return run
 
@@ -374,6 +385,7 @@ MAKERS: dict[str, Callable[..., Operation]] = {
     "setp": compare,
     "selp": select,
     "shfl": shuffle,
+    "redux": reduce,
     "cp": asynchronous,
 }
 """Operations that are more than a function of numbers of one type."""

@@ -77,7 +77,7 @@ def parse(ptx: str) -> Kernel:
 
 
 def statements(body: str) -> Iterator[str]:
-    """Declarations, labels and instructions of a kernel, to the brace that ends it; registers of inner scopes renamed."""
+    """Declarations, labels and instructions, to the brace that ends the kernel; registers of inner scopes renamed."""
     scopes: list[tuple[int, set[str]]] = [(0, set())]
     opened = 0
     for match in STATEMENT.finditer(body):

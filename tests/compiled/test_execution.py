@@ -1,0 +1,145 @@
+"""Compiled kernels run, in the machine of ptx/: right values, in any order of programs, without races.
+
+`make thorough` runs the other tests of values like this, too (conftest.py, TRITONBN_TEST_MACHINE).
+"""
+
+import re
+
+import pytest
+import torch
+from interleaving import Deadlock
+from ptx.driver import executing
+from races import DataRace
+from support import DTYPES, compare, compare_samples, random, thorough, vector
+from test_epilogue import check
+from test_interleavings import ALL, CASES, REREAD, Step
+from test_strategies import WAYS, vectors
+
+import tritonbn
+from tritonbn import configs, counters
+
+FIRST, LAST = torch.contiguous_format, torch.channels_last
+
+SHAPES = {
+    "planes": ((8, 16, 28, 28), FIRST),
+    "planes of 7 x 7": ((32, 24, 7, 7), FIRST),
+    "planes of odd sizes": ((3, 5, 9, 15), FIRST),
+    "rows": ((300, 96, 1, 1), LAST),
+    "few channels": ((5, 3, 20, 21), LAST),
+    "large rows": ((2, 64, 31, 31), LAST),
+}
+
+TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize("target", thorough(TARGETS, "sm_90"))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "memory_format"), SHAPES.values(), ids=SHAPES)
+def test_what_the_model_chooses(shape, memory_format, dtype, target):
+    x, dy = (random(shape, dtype, seed).contiguous(memory_format=memory_format) for seed in (0, 1))
+    with executing(target) as launches:
+        compare(x, dy=dy, **vectors(shape[1]))
+    assert len(launches) == 2
+    assert all(launch.target.arch == int(target[3:]) for launch in launches)
+
+
+@pytest.mark.parametrize("target", thorough(TARGETS, "sm_80"))
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "silu"])
+@pytest.mark.parametrize("dtype", thorough(DTYPES, torch.bfloat16))
+@pytest.mark.parametrize("memory_format", [FIRST, LAST], ids=["first", "last"])
+def test_epilogues(memory_format, dtype, activation, target):
+    x, residual, dy = (random((4, 16, 9, 12), dtype, s).contiguous(memory_format=memory_format) for s in range(3))
+    with executing(target):
+        check(x, residual, activation, True, dy)
+
+
+@pytest.mark.parametrize("target", thorough(TARGETS, "sm_80"))
+@pytest.mark.parametrize("dtype", thorough(DTYPES, torch.bfloat16))
+@pytest.mark.parametrize("shape", [(7, 16, 11, 13), (5, 3, 300)], ids=str)
+def test_evaluation_and_samples(shape, dtype, target):
+    with executing(target):
+        compare(random(shape, dtype), training=False, **vectors(shape[1]))
+        compare_samples(random((24, shape[-1]), dtype), weight=vector(shape[-1], torch.float32, 2))
+
+
+@pytest.mark.parametrize("target", thorough(TARGETS, "sm_90"))
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [(case, way) for case in CASES for way in ("resident", "at once", "dataflow")]
+    + [(case, "rereads") for case in REREAD],
+)
+@pytest.mark.parametrize("a_thread", thorough([configs.MERGED_A_THREAD, 0], configs.MERGED_A_THREAD), ids=["", "spans"])
+def test_orders(cut, monkeypatch, case, way, target, a_thread):
+    """Of programs on the fewest slots, on one more, and on as many as there are: the same bits."""
+    monkeypatch.setattr(configs, "MERGED_A_THREAD", a_thread)
+    shape, memory_format, sizes, chunks = (CASES | REREAD)[case]
+    at_once = {"strategy": "resident", "at_once": chunks}
+    tiles = 3 if way == "rereads" else 1
+    cut(*sizes, tiles, **{**WAYS, "at once": at_once, "rereads": {"strategy": "resident", "rereads": 2}}[way])
+    least = 1 if way == "dataflow" else chunks
+    step, first = Step(shape, memory_format), None
+    for seed, slots in enumerate((least, least + 1, ALL, ALL)):
+        with executing(target, slots, seed, watched=True):
+            results = step.run()
+        first = first or results
+        assert all(map(torch.equal, results, first))
+    for result, true in zip(first, step.truth(), strict=True):
+        torch.testing.assert_close(result.double(), true.double(), rtol=1e-4, atol=1e-4)
+    assert not any(kept.any() for kept in counters._kept.values())
+
+
+BROKEN = {
+    "releases": (r"\.release\.", ".relaxed.", ["resident", "dataflow"]),
+    "acquires": (r"\.acquire\.", ".relaxed.", ["resident", "dataflow"]),
+    "both": (r"\.acq_rel\.", ".relaxed.", ["resident", "dataflow"]),
+    "barriers before releases": (r"bar\.sync\s+0;\s*bar\.sync\s+0;", "", ["resident", "dataflow"]),
+}
+"""What a change in the compiled text leaves out."""
+
+
+@pytest.fixture
+def two_blocks(cut):
+    """A step of two blocks of three chunks, by a strategy."""
+
+    def make(strategy):
+        cut(8, 1, 4, 1, strategy=strategy)
+        return Step((2, 16, 1, 5), LAST)
+
+    yield make
+    counters.forget()
+
+
+def orders(step, slots=ALL, **options):
+    """The step in several orders."""
+    for seed in range(5):
+        with executing("sm_80", slots, seed, **options):
+            step.run()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "strategy"), [(old, new, s) for old, new, strategies in BROKEN.values() for s in strategies]
+)
+def test_what_is_left_out_is_caught(two_blocks, old, new, strategy):
+    step = two_blocks(strategy)
+    changed = []
+
+    def edit(ptx):
+        text = re.sub(old, new, re.sub(r"^\s*(//|\.loc|\$L__tmp).*\n", "", ptx, flags=re.MULTILINE))
+        changed.append(text != ptx)
+        return text
+
+    with pytest.raises(DataRace):
+        orders(step, watched=True, edit=edit)
+    assert any(changed)
+
+
+def test_fewer_slots_than_chunks_are_caught(two_blocks):
+    with pytest.raises(Deadlock, match="have no slot"):
+        orders(two_blocks("resident"), 2)
+
+
+def test_what_is_not_written_is_seen():
+    """Nothing is stored: y is as torch.empty leaves it."""
+    x = random((4, 8, 6))
+    with torch.no_grad(), executing("sm_80", edit=lambda ptx: re.sub(r"(@%p\d+ )?st\.global[^;]*;", "", ptx)):
+        assert tritonbn.batch_norm(x, None, None, training=True).isnan().all()
