@@ -19,7 +19,11 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 import quick_interpreter
 
 import tritonbn
-from tritonbn import configs, functional, launch, processes, sample_configs, selection, store
+from tritonbn import configs, functional
+from tritonbn.choice import sample_configs, selection
+from tritonbn.compiling import processes
+from tritonbn.launching import launch
+from tritonbn.measured import store
 
 processes.share_imports("tritonbn.targets")
 torch.set_num_threads(1)  # of each pytest worker: tensors are small, and the workers take all cores
