@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tritonbn import devices, processes
+from tritonbn import devices
 from tritonbn.cli import options
-from tritonbn.launch import INTERPRETED
+from tritonbn.compiling import processes
+from tritonbn.launching.launch import INTERPRETED
 from tritonbn.problems import USUAL
 from tritonbn.suites import SUITES
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tritonbn import devices, inspection, targets
+from tritonbn import devices, targets
+from tritonbn.analysis import inspection
 from tritonbn.cli.output import short
 from tritonbn.devices import Device
+from tritonbn.measured.timings import choice
 from tritonbn.problems import Task
-from tritonbn.timings import choice
 
 from .cases import Case
 from .modelled import seconds

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from tritonbn import processes
 from tritonbn.cli import info
+from tritonbn.compiling import processes
 
 AMD_DRIVER = Path("/sys/module/amdgpu/version")
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tritonbn import devices, inspection
+from tritonbn import devices
+from tritonbn.analysis import inspection
+from tritonbn.choice.timed import MOST_OF_A_STRATEGY
 from tritonbn.cli.progress import bars
 from tritonbn.devices import Device
 from tritonbn.problems import Task
-from tritonbn.timed import MOST_OF_A_STRATEGY
 
 from . import digits, environment, host, resnet18
 from .board import Board

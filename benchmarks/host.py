@@ -19,8 +19,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import tritonbn
-from tritonbn import autograd, counters, functional, plan, targets
-from tritonbn.space import space
+from tritonbn import autograd, functional, plan, targets
+from tritonbn.choice.space import space
+from tritonbn.launching import counters
 
 SHAPE = (2, 4, 3, 3)
 CALLS = 200

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonbn.failures import wait_for
-from tritonbn.selection import StrategyError
+from tritonbn.choice.selection import StrategyError
+from tritonbn.launching.failures import wait_for
 
 from . import memory, values, witness
 from .cases import Case
@@ -218,7 +218,7 @@ def in_rounds(
 def checked_graph(row: Row, contender: Contender, call: Call, inputs: Inputs, device: torch.device) -> Call:
     """The replay of a captured call, whose results are poisoned before it is seen to compute them again.
 
-    Of programs that wait for each other a captured launch is another one than the eager one (counters.py).
+    Of programs that wait for each other a captured launch is another one than the eager one (launching/counters.py).
     """
     replay, result = captured(call)
     written = result[1:] if isinstance(result, tuple) else (result,)  # a backward pass reads its y

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from tritonbn import devices
+from tritonbn.choice.cost import LAUNCH
 from tritonbn.cli.output import short
-from tritonbn.cost import LAUNCH
+from tritonbn.compiling.processes import cores, forked
+from tritonbn.measured.timings import choice
 from tritonbn.problems import Task
-from tritonbn.processes import cores, forked
-from tritonbn.timings import choice
 
 from .cases import Case
 from .rows import Key

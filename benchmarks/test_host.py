@@ -8,7 +8,7 @@ from torch import nn
 
 import tritonbn
 from tritonbn import targets
-from tritonbn.launch import INTERPRETED
+from tritonbn.launching.launch import INTERPRETED
 
 from . import host
 

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
-from tritonbn.failures import wait_for
+from tritonbn.launching.failures import wait_for
 
 SHOWN_STEPS = 10
 

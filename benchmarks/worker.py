@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tritonbn.processes import depend_on_parent
+from tritonbn.compiling.processes import depend_on_parent
 
 Step = Callable[..., Any]
 """Called in the process as step(*arguments, names, told); `told` is to be called with each name before its turn."""

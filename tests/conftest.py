@@ -23,7 +23,11 @@ os.environ.setdefault(
 import quick_interpreter
 
 import tritonbn
-from tritonbn import configs, functional, launch, processes, sample_configs, selection, store
+from tritonbn import configs, functional
+from tritonbn.choice import sample_configs, selection
+from tritonbn.compiling import processes
+from tritonbn.launching import launch
+from tritonbn.measured import store
 
 MACHINE = os.environ["TRITONBN_TEST_MACHINE"]
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
-from tritonbn import counters
-from tritonbn.launch import INTERPRETED
+from tritonbn.launching import counters
+from tritonbn.launching.launch import INTERPRETED
 
 ACQUIRES = (ir.MEM_SEMANTIC.ACQUIRE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE)
 RELEASES = (ir.MEM_SEMANTIC.RELEASE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE)

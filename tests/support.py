@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 import tritonbn
-from tritonbn import failures, functional, reference, selection, store
+from tritonbn import functional, reference
+from tritonbn.choice import selection
 from tritonbn.configs import Config, sign_group
 from tritonbn.functional import sample_norm
 from tritonbn.geometry import Geometry, power_of_two
-from tritonbn.launch import INTERPRETED, statistics_dtype
+from tritonbn.launching import failures
+from tritonbn.launching.launch import INTERPRETED, statistics_dtype
+from tritonbn.measured import store
 
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from support import DEVICE, DTYPES, LAYOUTS, random, vector
 
 import tritonbn
-from tritonbn import launch, reference
+from tritonbn import reference
+from tritonbn.launching import launch
 
 ALL = ["triton", "aten"]
 

@@ -13,7 +13,7 @@ from support import DEVICE, random
 from torch.testing._internal.two_tensor import TwoTensor
 
 import tritonbn
-from tritonbn import launch
+from tritonbn.launching import launch
 
 pytestmark = pytest.mark.backend_choice
 

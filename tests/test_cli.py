@@ -18,9 +18,12 @@ from rich.progress import Progress
 from support import DEVICE, NO_GPU, lose_the_gpu, thorough
 
 import tritonbn
-from tritonbn import backends, cli, inspection, selection, store, sweep, timings
+from tritonbn import backends, cli, sweep
+from tritonbn.analysis import inspection
+from tritonbn.choice import selection
 from tritonbn.cli import gpu, output, progress, unfinished
 from tritonbn.cli.exits import FAILED, INTERRUPTED, OK, USAGE
+from tritonbn.measured import store, timings
 from tritonbn.problems import Problem, Task
 
 SHAPE = (2, 4, 3, 3)
@@ -276,7 +279,8 @@ def test_what_is_timed_again_is_timed_again_once(tune):
 
 SWEEP = """
 import sys, time, torch, tritonbn
-from tritonbn import cli, inspection
+from tritonbn import cli
+from tritonbn.analysis import inspection
 from tritonbn.cli import gpu
 gpu.place = lambda: torch.device("cpu")
 inspection.compile_ahead = lambda *_: iter(())

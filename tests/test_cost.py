@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritonbn import counters, devices, space
+from tritonbn import devices
+from tritonbn.choice import space
+from tritonbn.choice.cost import LAUNCH, floor, modelled_time, places
+from tritonbn.choice.registers import registers_needed
 from tritonbn.configs import Work
-from tritonbn.cost import LAUNCH, floor, modelled_time, places
 from tritonbn.geometry import describe
-from tritonbn.registers import registers_needed
-from tritonbn.timings import choice
+from tritonbn.launching import counters
+from tritonbn.measured.timings import choice
 
 GPUS = [device for device in devices.TABLE if device.name in ("H100", "A100", "T4", "V100", "MI300X", "RX 7900 XTX")]
 MODES = ("forward", "inference", "backward", "sums")

@@ -13,8 +13,8 @@ from interleaving import Deadlock, side_by_side
 from support import DEVICE, compare, random, vector
 
 import tritonbn
-from tritonbn import counters
-from tritonbn.launch import INTERPRETED
+from tritonbn.launching import counters
+from tritonbn.launching.launch import INTERPRETED
 
 device = torch.device(DEVICE)
 
@@ -147,7 +147,7 @@ def test_threads_on_one_stream_get_the_same_buffer(monkeypatch, on_stream):
 
 FORK = """
 import os, torch
-from tritonbn import counters
+from tritonbn.launching import counters
 counters.current_stream = lambda device: 0
 inherited = counters.take(torch.device("cpu"), 10).fill_(7)
 child = os.fork()

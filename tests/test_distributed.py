@@ -23,8 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from twins import assert_near, varied
 
 import tritonbn
-from tritonbn import aten, launch
+from tritonbn import aten
 from tritonbn.distributed import ALL_GATHER
+from tritonbn.launching import launch
 
 PROCESSES = 4
 LIMIT = 240

@@ -11,9 +11,11 @@ from test_epilogue import ACTIVATIONS, check
 from test_strategies import pair, trained, vectors
 
 import tritonbn
-from tritonbn import configs, counters, devices, functional, reference, selection, space
+from tritonbn import configs, devices, functional, reference
+from tritonbn.choice import selection, space
 from tritonbn.geometry import describe
-from tritonbn.timings import key_of
+from tritonbn.launching import counters
+from tritonbn.measured.timings import key_of
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
 SLOTS = 64

@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import tritonbn
 from tritonbn import reference
-from tritonbn.launch import statistics_dtype
+from tritonbn.launching.launch import statistics_dtype
 
 ACTIVATIONS = {None: lambda z: z, "relu": F.relu, "leaky_relu": lambda z: F.leaky_relu(z, 0.2), "silu": F.silu}
 

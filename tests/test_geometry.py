@@ -10,8 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import LAYOUTS, fitted, thorough
 
-from tritonbn import configs, cost, counters, cutting, devices, registers, space
+from tritonbn import configs, devices
+from tritonbn.choice import cost, registers, space
 from tritonbn.geometry import describe
+from tritonbn.launching import counters
+from tritonbn.planning import cutting
 
 
 def addresses(geometry, tensor):

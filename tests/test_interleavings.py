@@ -19,9 +19,10 @@ from support import DEVICE, random, vector
 from triton.runtime import interpreter
 
 import tritonbn
-from tritonbn import configs, counters, reference
+from tritonbn import configs, reference
 from tritonbn.kernels import backward, exchange, finish, forward, moments, resident_backward, resident_forward, sums
-from tritonbn.launch import INTERPRETED
+from tritonbn.launching import counters
+from tritonbn.launching.launch import INTERPRETED
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="about orders that only the interpreter can be given")
 

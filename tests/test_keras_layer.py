@@ -133,7 +133,7 @@ def test_a_launch_that_fails_leaves_the_layer_unbuilt(monkeypatch):
     module = layer(weights=[np.full(3, 2.0), np.full(3, 5.0)])
     x, gamma = random((4, 3)), module.gamma
     with monkeypatch.context() as broken:
-        broken.setattr("tritonbn.launch.Plan.run", lambda *_: (_ for _ in ()).throw(MemoryError))
+        broken.setattr("tritonbn.launching.launch.Plan.run", lambda *_: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
             module(x)
     assert module.has_uninitialized_params()
@@ -260,7 +260,7 @@ def test_what_is_loaded_keeps_its_precision_until_a_call_decides(how, dtype, mon
     with pytest.raises(NotImplementedError):
         module(random((4, 3)).long())
     with monkeypatch.context() as broken:
-        broken.setattr("tritonbn.launch.Plan.run", lambda *_: (_ for _ in ()).throw(MemoryError))
+        broken.setattr("tritonbn.launching.launch.Plan.run", lambda *_: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
             module.eval()(random((4, 3), dtype))
     assert unchanged(module, exact), "a call that fails decides nothing"

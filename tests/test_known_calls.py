@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritonbn
-from tritonbn import forms, functional
+from tritonbn import functional
+from tritonbn.planning import forms
 
 EQUAL = {
     "axis": (1, [1.0, True, Decimal(1), np.int32(1), 1 + 0j]),

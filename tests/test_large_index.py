@@ -9,7 +9,7 @@ from support import compare, random, vector
 from triton.runtime.interpreter import interpreter_builder
 
 import tritonbn
-from tritonbn import launch
+from tritonbn.launching import launch
 
 pytestmark = pytest.mark.skipif(not launch.INTERPRETED, reason="spans the CPU's address space, not a GPU's memory")
 

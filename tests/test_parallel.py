@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from twins import assert_near, twins, varied
 
 import tritonbn
-from tritonbn import launch
+from tritonbn.launching import launch
 
 PROCESSES = 2
 LIMIT = 120

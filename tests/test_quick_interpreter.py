@@ -11,7 +11,7 @@ import triton.language as tl
 from triton.language import core
 from triton.runtime import interpreter
 
-from tritonbn.launch import INTERPRETED
+from tritonbn.launching.launch import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="about the interpreter")
 

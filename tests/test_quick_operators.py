@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.language import core
 from triton.runtime.interpreter import TensorHandle
 
-from tritonbn.launch import INTERPRETED
+from tritonbn.launching.launch import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="about the interpreter")
 

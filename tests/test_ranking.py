@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tritonbn import counters, devices, gpus, ranking, space
+from tritonbn import devices, gpus
+from tritonbn.analysis import ranking
+from tritonbn.choice import space
+from tritonbn.choice.cost import modelled_time
 from tritonbn.configs import Work
-from tritonbn.cost import modelled_time
 from tritonbn.geometry import describe
-from tritonbn.timings import Key, Run, key_of, timing
+from tritonbn.launching import counters
+from tritonbn.measured.timings import Key, Run, key_of, timing
 
 DEVICE = devices.named("H100")
 

@@ -5,7 +5,10 @@ import torch
 from support import DEVICE, DTYPES, Bounds, assert_within, random, vector
 
 import tritonbn
-from tritonbn import distributed, functional, launch, reference, synced_aten, synced_plan
+from tritonbn import distributed, functional, reference
+from tritonbn.launching import launch
+from tritonbn.synced import aten as synced_aten
+from tritonbn.synced import plan as synced_plan
 
 EPS, MOMENTUM, SLOPE = 1e-3, 0.25, 0.125
 

@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from twins import assert_near, step, varied
 
 import tritonbn
-from tritonbn import functional, launch, reference
+from tritonbn import functional, reference
+from tritonbn.launching import launch
 from tritonbn.research import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 
 KINDS = [

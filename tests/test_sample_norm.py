@@ -8,8 +8,10 @@ from support import DEVICE, DTYPES, LAYOUTS, compare_samples, random, vector
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tritonbn
-from tritonbn import launch, reference, sample_configs
+from tritonbn import reference
+from tritonbn.choice import sample_configs
 from tritonbn.functional import sample_norm
+from tritonbn.launching import launch
 
 
 def affine(columns, dtype):

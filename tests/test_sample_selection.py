@@ -8,9 +8,13 @@ import torch
 from support import DEVICE, forget, random, vector
 
 import tritonbn
-from tritonbn import counters, functional, launch, reference, sample_plan, sample_space, selection, store, timed
+from tritonbn import functional, reference
+from tritonbn.choice import sample_space, selection, timed
 from tritonbn.functional import sample_norm
 from tritonbn.kernels import sample_gradients_kernel
+from tritonbn.launching import counters, launch
+from tritonbn.measured import store
+from tritonbn.planning import sample_plan
 
 SHAPE = (10, 24)
 
@@ -196,7 +200,7 @@ def test_a_conservative_config_computes_the_same(monkeypatch, runs):
 
 SECOND = """
 import torch, tritonbn
-from tritonbn import launch
+from tritonbn.launching import launch
 from tritonbn.functional import sample_norm
 runs = []
 original = launch.Plan.run

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tritonbn import cost, devices, sample_cost, sample_space, selection
+from tritonbn import devices
+from tritonbn.choice import cost, sample_cost, sample_space, selection
 from tritonbn.configs import Work
 from tritonbn.geometry import describe
-from tritonbn.timings import choice
+from tritonbn.measured.timings import choice
 
 GPUS = [*(devices.named(name) for name in ("H100", "A100", "MI300X", "T4")), devices.INTERPRETER]
 MODES = ["sample_forward", "sample_backward"]

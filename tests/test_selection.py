@@ -11,8 +11,11 @@ import torch
 from support import DEVICE, forget, lose_the_gpu, random, vector
 
 import tritonbn
-from tritonbn import counters, functional, selection, space, store, timed, timings
-from tritonbn.failures import DeviceLostError
+from tritonbn import functional
+from tritonbn.choice import selection, space, timed
+from tritonbn.launching import counters
+from tritonbn.launching.failures import DeviceLostError
+from tritonbn.measured import store, timings
 
 SHAPE = (3, 2, 4, 4)
 
@@ -366,7 +369,7 @@ def test_blocks_nest_and_decorate():
 
 SECOND = """
 import sys, torch, tritonbn
-from tritonbn import launch
+from tritonbn.launching import launch
 runs = []
 original = launch.Plan.run
 launch.Plan.run = lambda self, *args: (runs.append(self.config), original(self, *args))[1]

@@ -9,7 +9,7 @@ from support import DEVICE, LAYOUTS, random
 from triton.runtime.interpreter import interpreter_builder
 
 import tritonbn
-from tritonbn import launch
+from tritonbn.launching import launch
 
 
 def batch_statistics(x):

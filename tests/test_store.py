@@ -15,11 +15,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tritonbn import devices, store, timings
+from tritonbn import devices
 from tritonbn.configs import Config, Work
 from tritonbn.geometry import describe
-from tritonbn.store import Store
-from tritonbn.timings import Entry, timing
+from tritonbn.measured import store, timings
+from tritonbn.measured.store import Store
+from tritonbn.measured.timings import Entry, timing
 
 DEVICE = devices.named("H100")
 
@@ -250,7 +251,7 @@ def test_a_damaged_import_changes_nothing(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from tritonbn.store import Store
+from tritonbn.measured.store import Store
 from test_store import KEY, WORK, Config, timing
 directory, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 for number in range(first, first + count):

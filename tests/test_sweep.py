@@ -13,8 +13,11 @@ import torch
 from support import DEVICE, forget, lose_the_gpu
 
 import tritonbn
-from tritonbn import devices, failures, functional, launch, problems, selection, sweep, timed, timings
-from tritonbn.failures import DeviceLostError
+from tritonbn import devices, functional, problems, sweep
+from tritonbn.choice import selection, timed
+from tritonbn.launching import failures, launch
+from tritonbn.launching.failures import DeviceLostError
+from tritonbn.measured import timings
 from tritonbn.problems import Problem, Task
 
 PLACE = torch.device(DEVICE)

@@ -7,7 +7,7 @@ from support import random, vector
 from traffic import counted
 
 import tritonbn
-from tritonbn.launch import INTERPRETED
+from tritonbn.launching.launch import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="counts in the interpreter")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import DEVICE, DTYPES, LAYOUTS, compare, random, vector
 
 import tritonbn
-from tritonbn import launch
+from tritonbn.launching import launch
 
 
 def affine(channels, dtype):

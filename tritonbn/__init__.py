@@ -3,11 +3,11 @@
 from . import operators as operators
 from . import synced_operators as synced_operators
 from .backends import backend
-from .conversion import convert, convert_sync
+from .choice.selection import tuning
+from .conversion.convert import convert, convert_sync
 from .functional import batch_norm
 from .keras import BatchNormalization, regularization_loss
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
-from .selection import tuning
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import checkpoint
 
 from .backends import innermost_transform
-from .launch import statistics_dtype
+from .launching.launch import statistics_dtype
 
 STOPPED = getattr(checkpoint, "_StopRecomputationError", ())
 """What ends a function that a checkpoint calls again, where all is computed that it had saved."""

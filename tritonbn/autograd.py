@@ -9,11 +9,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from . import aten, plan, sample_plan
-from .case import Case
-from .launch import POINTER_ALIGNMENT, laid_out
+from . import aten, plan
+from .launching.launch import POINTER_ALIGNMENT, laid_out
 from .plan import State
-from .sample_case import SampleCase
+from .planning import sample_plan
+from .planning.case import Case
+from .planning.sample_case import SampleCase
 
 
 def batch_norm(

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch.autograd import forward_ad
 
-from .blocks import Block, known
-from .launch import INTERPRETED
+from .choice.blocks import Block, known
+from .launching.launch import INTERPRETED
 
 Name = Literal["auto", "triton", "aten"]
 NAMES: tuple[str, ...] = get_args(Name)

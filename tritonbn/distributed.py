@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import synced_aten, synced_plan
 from .autograd import as_allocated, launching, require_savable
-from .case import Case
-from .launch import dense, laid_out
+from .launching.launch import dense, laid_out
 from .plan import State
-from .synced_plan import Arrived, nothing
+from .planning.case import Case
+from .synced import aten as synced_aten
+from .synced import plan as synced_plan
+from .synced.plan import Arrived, nothing
 
 ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 """Its name, which is another one before torch 2.13."""

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from . import aten, autograd, devices, distributed, selection
+from . import aten, autograd, devices, distributed
 from .backends import in_force, traces_kernels, uses_kernels
-from .case import Case
-from .forms import form, forms, note, recognized
-from .launch import dense, dense_strides, statistics_dtype, walkable
-from .sample_case import SampleCase
+from .choice import selection
+from .launching.launch import dense, dense_strides, statistics_dtype, walkable
+from .planning.case import Case
+from .planning.forms import form, forms, note, recognized
+from .planning.sample_case import SampleCase
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

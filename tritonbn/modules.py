@@ -190,7 +190,7 @@ class SyncBatchNorm(_KernelBatchNorm):
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
         """As torch.nn.SyncBatchNorm's, by `convert_sync`."""
-        from .conversion import convert_sync
+        from .conversion.convert import convert_sync
 
         return convert_sync(module, process_group)
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from . import plan
 from .autograd import as_allocated
 from .functional import Arguments, known_case
-from .launch import statistics_dtype, walkable
+from .launching.launch import statistics_dtype, walkable
 
 LIBRARY = torch.library.Library("tritonbn", "DEF")
 

@@ -8,10 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import scratch
-from .case import Case
 from .configs import WRITTEN, Config, Epilogue, Mode, Work
-from .cutting import cut_keywords, cut_plan, deals, resident_keywords
 from .geometry import MOST_AXES, describe
 from .kernels import (
     backward_kernel,
@@ -20,7 +17,10 @@ from .kernels import (
     resident_backward_kernel,
     resident_forward_kernel,
 )
-from .launch import Plan, Strides, UnfitError, dense, walkable_beside
+from .launching.launch import Plan, Strides, UnfitError, dense, walkable_beside
+from .planning import scratch
+from .planning.case import Case
+from .planning.cutting import cut_keywords, cut_plan, deals, resident_keywords
 
 State = tuple[Tensor | None, Tensor | None, Tensor | None, float | Tensor | None]
 """running_mean and running_var (C,), num_batches_tracked (), and the batch's weight."""

@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import counters, functional, plan, sample_plan, selection
-from .case import SIGNED, Case
+from . import functional, plan
+from .choice import selection
+from .choice.cost import floor
+from .choice.timed import Trial
 from .configs import Work
-from .cost import floor
 from .devices import Device
-from .plans import Pass
-from .sample_case import SampleCase
+from .launching import counters
+from .measured.timings import Choice, choice
+from .planning import sample_plan
+from .planning.case import SIGNED, Case
+from .planning.plans import Pass
+from .planning.sample_case import SampleCase
 from .suites import Layout
-from .timed import Trial
-from .timings import Choice, choice
 
 EPS, MOMENTUM, SLOPE = 1e-5, 0.1, 0.01
 

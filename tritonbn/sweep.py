@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from . import store
-from .failures import is_out_of_memory, require_device
+from .choice.timed import Benchmark, Trial, benchmark, describe_failure, first, one_at_a_time
+from .launching.failures import is_out_of_memory, require_device
+from .measured import store
+from .measured.timings import Choice, Run, Timing, choice_in, key_of, timing
 from .problems import Task
-from .timed import Benchmark, Trial, benchmark, describe_failure, first, one_at_a_time
-from .timings import Choice, Run, Timing, choice_in, key_of, timing
 
 QUANTILES = (0.5, 0.2, 0.8)
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from . import distributed
 from .autograd import as_allocated
-from .case import Case
 from .functional import known_case
-from .launch import statistics_dtype, walkable
+from .launching.launch import statistics_dtype, walkable
 from .operators import (
     HOW,
     LIBRARY,
@@ -33,7 +32,8 @@ from .operators import (
     weight_of_batch,
 )
 from .plan import State
-from .synced_plan import nothing
+from .planning.case import Case
+from .synced.plan import nothing
 
 HOW_MUCH = "str group, int ranks, bool kernels"
 """The process group's name, how many processes it has, and who computes."""

@@ -17,12 +17,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from .backends import backend
+from .compiling.machine_code import Resources, code, is_assembled, read_resources
+from .compiling.machine_code import occupancy as occupancy
+from .compiling.processes import cores, forked
 from .devices import architecture, find, most_similar
 from .devices import assume as assume
-from .launch import INTERPRETED
-from .machine_code import Resources, code, is_assembled, read_resources
-from .machine_code import occupancy as occupancy
-from .processes import cores, forked
+from .launching.launch import INTERPRETED
 
 
 @dataclass(slots=True)

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 import tritonbn
-from tritonbn import devices, processes, targets
+from tritonbn import devices, targets
+from tritonbn.compiling import processes
 
 
 def forward(channels):

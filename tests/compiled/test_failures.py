@@ -7,7 +7,10 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 import tritonbn
-from tritonbn import functional, launch, selection, space, store, targets, timings
+from tritonbn import functional, targets
+from tritonbn.choice import selection, space
+from tritonbn.launching import launch
+from tritonbn.measured import store, timings
 
 SHAPE = (8, 16, 12, 12)
 

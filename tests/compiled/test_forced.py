@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import tritonbn
-from tritonbn import selection, targets
-from tritonbn.selection import StrategyError
+from tritonbn import targets
+from tritonbn.choice import selection
+from tritonbn.choice.selection import StrategyError
 
 PHASES = {"resident": None, "dataflow": "dataflow"}
 

@@ -7,7 +7,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import tritonbn
 from tritonbn import targets
 from tritonbn.functional import sample_norm
-from tritonbn.launch import POINTER_ALIGNMENT
+from tritonbn.launching.launch import POINTER_ALIGNMENT
 
 
 def misaligned(t):

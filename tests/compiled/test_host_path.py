@@ -10,8 +10,9 @@ import torch
 import triton
 
 import tritonbn
-from tritonbn import counters, functional, targets
-from tritonbn.launch import Plan
+from tritonbn import functional, targets
+from tritonbn.launching import counters
+from tritonbn.launching.launch import Plan
 
 SHAPE = (4, 6, 5, 7)
 

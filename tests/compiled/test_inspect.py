@@ -7,11 +7,14 @@ import json
 import pytest
 import torch
 
-from tritonbn import cli, devices, inspection, launch, machine_code, targets
+from tritonbn import cli, devices, targets
+from tritonbn.analysis import inspection
 from tritonbn.cli import output
 from tritonbn.cli.exits import FAILED, OK, USAGE
+from tritonbn.compiling import machine_code
+from tritonbn.launching import launch
+from tritonbn.measured.timings import choice
 from tritonbn.problems import Problem, Task
-from tritonbn.timings import choice
 
 ONE = ["--target", "h100", "--shape", "8,64,16,16", "--mode", "forward", "--dtype", "float16"]
 

@@ -8,7 +8,9 @@ import triton
 from support import thorough
 
 import tritonbn
-from tritonbn import cost, functional, inspection, targets
+from tritonbn import functional, targets
+from tritonbn.analysis import inspection
+from tritonbn.choice import cost
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950"]
 ROUND = (32, 64, 32, 32)

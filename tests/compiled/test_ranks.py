@@ -7,7 +7,8 @@ from support import thorough
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import tritonbn
-from tritonbn import counters, targets
+from tritonbn import targets
+from tritonbn.launching import counters
 
 PROCESSES = 8
 PHASES = ["statistics", "normalize", "sums", "gradients"]

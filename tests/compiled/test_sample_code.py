@@ -5,7 +5,8 @@ import torch
 import triton
 from support import thorough
 
-from tritonbn import BatchNormalization, functional, selection, targets
+from tritonbn import BatchNormalization, functional, targets
+from tritonbn.choice import selection
 from tritonbn.functional import sample_norm
 from tritonbn.kernels import sample_gradients_kernel
 

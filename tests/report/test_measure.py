@@ -14,7 +14,7 @@ from benchmarks.inputs import EPS, make
 from benchmarks.rows import COPY
 from benchmarks.witness import names_of
 from benchmarks.worker import Last, LostError
-from tritonbn.launch import INTERPRETED
+from tritonbn.launching.launch import INTERPRETED
 from tritonbn.problems import Problem
 
 CPU = torch.device("cpu")

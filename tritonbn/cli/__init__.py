@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .. import __version__, processes
+from .. import __version__
+from ..compiling import processes
 from . import cache, exits, info, inspect, tune
 
 EPILOG = f"""\

@@ -14,8 +14,9 @@ import triton
 from rich.console import Console
 from rich.prompt import Confirm
 
-from .. import ranking, store
-from ..timings import Entry, Key, Run, key_of, seconds_of, source_hash
+from ..analysis import ranking
+from ..measured import store
+from ..measured.timings import Entry, Key, Run, key_of, seconds_of, source_hash
 from . import gpu, options
 from .directory import written
 from .exits import FAILED, OK, USAGE, ExitError

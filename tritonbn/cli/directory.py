@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import store
+from ..measured import store
 from .exits import FAILED, ExitError
 
 

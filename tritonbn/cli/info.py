@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import triton
 
-from .. import __version__, backends, selection, store
-from ..blocks import known
+from .. import __version__, backends
+from ..choice import selection
+from ..choice.blocks import known
 from ..devices import INTERPRETED
+from ..measured import store
 from . import gpu, options
 from .exits import FAILED, OK, ExitError
 from .output import Column, Report, show_json, show_table, size

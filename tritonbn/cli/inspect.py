@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from ..analysis.inspection import Chosen, Inspection, accesses, bytes_an_element, inspect, occupancy, sass
 from ..devices import INTERPRETED
-from ..inspection import Chosen, Inspection, accesses, bytes_an_element, inspect, occupancy, sass
+from ..measured.timings import choice
 from ..problems import Task
 from ..suites import RESNET50, Suite
 from ..targets import Launch
-from ..timings import choice
 from . import gpu, options
 from .exits import FAILED, OK, USAGE, ExitError
 from .output import LEGEND, Column, Report, microseconds, percent, short, show

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from ..analysis.inspection import inspect
 from ..devices import INTERPRETED
-from ..inspection import inspect
+from ..measured.timings import Run, choice
 from ..problems import Problem, Task
-from ..timings import Run, choice
 from . import gpu, options, plot
 from .exits import FAILED, OK, USAGE, ExitError
 from .output import LEGEND, Column, Report, microseconds, percent, short, show

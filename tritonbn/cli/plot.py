@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..measured.timings import Run, seconds_of
 from ..problems import Task
-from ..timings import Run, seconds_of
 from .exits import FAILED, USAGE, ExitError
 from .options import label
 

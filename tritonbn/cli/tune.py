@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from .. import ranking, selection, sweep
-from ..failures import DeviceLostError, is_out_of_memory
+from .. import sweep
+from ..analysis import ranking
+from ..choice import selection
+from ..launching.failures import DeviceLostError, is_out_of_memory
+from ..measured.timings import Run, choice_in, seconds_of
 from ..problems import Problem, Task
 from ..suites import SUITES
-from ..timings import Run, choice_in, seconds_of
 from . import gpu, modelled, options, plot
 from .exits import FAILED, INTERRUPTED, OK, USAGE, ExitError
 from .output import LEGEND, Column, Report, microseconds, percent, short, show

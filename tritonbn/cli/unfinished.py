@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from .. import store
+from ..measured import store
+from ..measured.timings import Entry, Run, key_of, timing
 from ..problems import Task
-from ..timings import Entry, Run, key_of, timing
 from . import gpu
 from .directory import written
 from .exits import FAILED, USAGE, ExitError

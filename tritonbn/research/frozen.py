@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
-from ..conversion import NAMES_OF_AN_EMPTY_CLASS
+from ..conversion.convert import NAMES_OF_AN_EMPTY_CLASS
 from ..functional import Activation, batch_norm, check_activation
 from ..modules import _KernelBatchNorm
 

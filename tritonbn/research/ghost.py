@@ -14,11 +14,11 @@ from torch.compiler import is_compiling
 from .. import plan
 from ..autograd import activation_slope, as_allocated, differentiable_backward, is_batched, launching, require_savable
 from ..backends import uses_kernels
-from ..case import Case
 from ..functional import Arguments, batch_norm, check, known_case
-from ..launch import POINTER_ALIGNMENT, dense_strides, laid_out, statistics_dtype, walkable
+from ..launching.launch import POINTER_ALIGNMENT, dense_strides, laid_out, statistics_dtype, walkable
 from ..modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, _KernelBatchNorm
 from ..plan import State
+from ..planning.case import Case
 
 
 class _GhostBatchNorm(_KernelBatchNorm):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..functional import Activation, Arguments, batch_norm, check
-from ..launch import dense_strides
+from ..launching.launch import dense_strides
 from ..modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, _KernelBatchNorm
 
 

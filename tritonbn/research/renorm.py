@@ -10,13 +10,13 @@ from torch.compiler import is_compiling
 
 from ..autograd import BatchNorm, launching, require_savable
 from ..backends import uses_kernels
-from ..case import Case
 from ..functional import Arguments, batch_norm, check, known_case
-from ..launch import statistics_dtype, walkable
+from ..launching.launch import statistics_dtype, walkable
 from ..modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, _KernelBatchNorm
 from ..plan import State
-from ..synced_plan import moments as moments_of
-from ..synced_plan import normalize, nothing
+from ..planning.case import Case
+from ..synced.plan import moments as moments_of
+from ..synced.plan import normalize, nothing
 
 
 class _BatchRenorm(_KernelBatchNorm):

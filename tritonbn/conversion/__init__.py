@@ -1,0 +1,1 @@
+"""Whole models turned into ours: convert, convert_sync, and forwards recorded and fused."""

@@ -1,0 +1,1 @@
+"""What every launch needs: operands that kernels can walk, counters, and what a failure is to be blamed on."""

@@ -1,0 +1,1 @@
+"""What was timed on which GPU: as data, and where it is kept."""
