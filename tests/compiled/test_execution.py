@@ -16,7 +16,8 @@ from test_interleavings import ALL, CASES, REREAD, Step
 from test_strategies import WAYS, vectors
 
 import tritonbn
-from tritonbn import configs, counters
+from tritonbn import configs
+from tritonbn.launching import counters
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
 

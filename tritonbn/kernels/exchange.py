@@ -5,7 +5,7 @@ whatever a program waits for was started before it, by programs that hold a slot
 slots more. So any launch ends on `chunks` free slots, whatever the size of its grid and the order in which the hardware
 starts it; on a GPU of several dies, among which the hardware deals programs out, each needs as many. Launches on
 several streams starve each other only if together they can hold all slots while incomplete, which is ruled out where a
-strategy is chosen (space.py, waits_safely). Programs wait for their own block of channels alone, never for the grid.
+strategy is chosen (choice/space.py, waits_safely). Programs wait for their own block of channels, never for the grid.
 
 counters (int32) are all zero before and after a launch: the next ticket, the number of finished blocks, the gate of
 every block, then the arrivals at every span of chunks, if there are spans (partials.py); SPACING apart, so that blocks
