@@ -1,5 +1,5 @@
 # make bench: the speed report. make test: the tests that need no GPU. make thorough: the same with every case of them.
-# make gpu: everything that needs a GPU.
+# make machine: the same compiled for ARCH, and run without it. make gpu: everything that needs a GPU.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,9 @@ TORCH ?= $(if $(wildcard /dev/nvidia0 /dev/kfd /dev/dxg /dev/dri/renderD128),tor
 # Dozens of processes import torch, which takes half the time where bytecode is kept.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: bench test thorough gpu lint clean
+ARCH ?= sm_90
+
+.PHONY: bench test thorough machine gpu lint clean
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks
@@ -21,6 +23,9 @@ thorough: CASES := -m ""
 test thorough: $(VENV)/installed lint
 	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(CASES)
 	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(CASES) --benchmark-disable tests/compiled benchmarks
+
+machine: $(VENV)/installed
+	TRITONBN_TEST_MACHINE=$(ARCH) $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 gpu: $(VENV)/installed
 	@$(VENV)/bin/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'make gpu: torch sees no GPU; \

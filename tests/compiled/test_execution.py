@@ -4,15 +4,17 @@
 """
 
 import re
+from itertools import product
 
 import pytest
+import test_interleavings as orders
 import torch
 from interleaving import Deadlock
 from ptx.driver import executing
 from races import DataRace
 from support import DTYPES, compare, compare_samples, random, thorough, vector
 from test_epilogue import check
-from test_interleavings import ALL, CASES, REREAD, Step
+from test_interleavings import ALL, Step
 from test_strategies import WAYS, vectors
 
 import tritonbn
@@ -22,21 +24,28 @@ from tritonbn.launching import counters
 FIRST, LAST = torch.contiguous_format, torch.channels_last
 
 SHAPES = {
-    "planes": ((8, 16, 28, 28), FIRST),
-    "planes of 7 x 7": ((32, 24, 7, 7), FIRST),
-    "planes of odd sizes": ((3, 5, 9, 15), FIRST),
-    "rows": ((300, 96, 1, 1), LAST),
-    "few channels": ((5, 3, 20, 21), LAST),
-    "large rows": ((2, 64, 31, 31), LAST),
+    "planes": ((8, 16, 28, 28), FIRST, torch.bfloat16),
+    "planes of 7 x 7": ((32, 24, 7, 7), FIRST, torch.float16),
+    "planes of odd sizes": ((3, 5, 9, 15), FIRST, torch.float32),
+    "rows": ((300, 96, 1, 1), LAST, torch.float64),
+    "few channels": ((5, 3, 20, 21), LAST, torch.bfloat16),
+    "large rows": ((2, 64, 31, 31), LAST, torch.float16),
 }
+"""Shape and memory format of x, and its dtype where time is short."""
 
 TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]
 
 
-@pytest.mark.parametrize("target", thorough(TARGETS, "sm_90"))
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("shape", "memory_format"), SHAPES.values(), ids=SHAPES)
-def test_what_the_model_chooses(shape, memory_format, dtype, target):
+CASES = thorough(
+    list(product(SHAPES, DTYPES, TARGETS)),
+    *((name, dtype, target) for name, (_, _, dtype) in SHAPES.items() for target in ("sm_80", "sm_90")),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_the_model_chooses(case):
+    name, dtype, target = case
+    shape, memory_format, _ = SHAPES[name]
     x, dy = (random(shape, dtype, seed).contiguous(memory_format=memory_format) for seed in (0, 1))
     with executing(target) as launches:
         compare(x, dy=dy, **vectors(shape[1]))
@@ -63,17 +72,31 @@ def test_evaluation_and_samples(shape, dtype, target):
         compare_samples(random((24, shape[-1]), dtype), weight=vector(shape[-1], torch.float32, 2))
 
 
-@pytest.mark.parametrize("target", thorough(TARGETS, "sm_90"))
-@pytest.mark.parametrize(
-    ("case", "way"),
-    [(case, way) for case in CASES for way in ("resident", "at once", "dataflow")]
-    + [(case, "rereads") for case in REREAD],
+WAITING = [
+    *product(orders.CASES, ("resident", "at once", "dataflow")),
+    *product(orders.REREAD, ("rereads",)),
+]
+"""Cases of test_interleavings.py, and strategies."""
+
+ORDERED = thorough(
+    [
+        (case, way, merged, target)
+        for merged, target in product((configs.MERGED_A_THREAD, 0), TARGETS)
+        for case, way in WAITING
+    ],
+    *(
+        (case, way, configs.MERGED_A_THREAD, ("sm_80", "sm_90")[number % 2])
+        for number, (case, way) in enumerate(WAITING)
+    ),
 )
-@pytest.mark.parametrize("a_thread", thorough([configs.MERGED_A_THREAD, 0], configs.MERGED_A_THREAD), ids=["", "spans"])
-def test_orders(cut, monkeypatch, case, way, target, a_thread):
+
+
+@pytest.mark.parametrize("case", ORDERED, ids=str)
+def test_orders(cut, monkeypatch, case):
     """Of programs on the fewest slots, on one more, and on as many as there are: the same bits."""
-    monkeypatch.setattr(configs, "MERGED_A_THREAD", a_thread)
-    shape, memory_format, sizes, chunks = (CASES | REREAD)[case]
+    name, way, merged, target = case
+    monkeypatch.setattr(configs, "MERGED_A_THREAD", merged)
+    shape, memory_format, sizes, chunks = (orders.CASES | orders.REREAD)[name]
     at_once = {"strategy": "resident", "at_once": chunks}
     tiles = 3 if way == "rereads" else 1
     cut(*sizes, tiles, **{**WAYS, "at once": at_once, "rereads": {"strategy": "resident", "rereads": 2}}[way])
@@ -110,7 +133,7 @@ def two_blocks(cut):
     counters.forget()
 
 
-def orders(step, slots=ALL, **options):
+def in_orders(step, slots=ALL, **options):
     """The step in several orders."""
     for seed in range(5):
         with executing("sm_80", slots, seed, **options):
@@ -130,13 +153,13 @@ def test_what_is_left_out_is_caught(two_blocks, old, new, strategy):
         return text
 
     with pytest.raises(DataRace):
-        orders(step, watched=True, edit=edit)
+        in_orders(step, watched=True, edit=edit)
     assert any(changed)
 
 
 def test_fewer_slots_than_chunks_are_caught(two_blocks):
     with pytest.raises(Deadlock, match="have no slot"):
-        orders(two_blocks("resident"), 2)
+        in_orders(two_blocks("resident"), 2)
 
 
 def test_what_is_not_written_is_seen():
