@@ -275,7 +275,7 @@ def access(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Opera
     kind = kinds[-1]
     space = modes[0].partition("::")[0]
     if name == "ld" and space == "param":
-        number = parts.kernel.parameters.index(parts.operands[1].strip("[]"))
+        number = list(parts.kernel.parameters).index(parts.operands[1].strip("[]"))
         put = parts.put(parts.operands[0], kind)
         return lambda lanes: put(lanes, read(lanes.parameter(number), kind))
     if space not in ("global", "shared"):

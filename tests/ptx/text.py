@@ -43,7 +43,8 @@ class Block:
 class Kernel:
     """A compiled kernel."""
 
-    parameters: tuple[str, ...]
+    parameters: dict[str, str]
+    """The types of what it is given, by name."""
     types: dict[str, str]
     """Of registers that the compiler has not named."""
     blocks: list[Block]
@@ -73,7 +74,8 @@ def parse(ptx: str) -> Kernel:
             blocks[-1].instructions.append(instruction(statement))
             if blocks[-1].instructions[-1].parts[0] in ENDS:
                 blocks.append(Block())
-    return Kernel(tuple(re.findall(r"\w+_param_\d+", head)), types, blocks, labels)
+    parameters = {name: kind for kind, name in re.findall(r"\.param \.(\w+).*?(\w+_param_\d+)", head)}
+    return Kernel(parameters, types, blocks, labels)
 
 
 def statements(body: str) -> Iterator[str]:
