@@ -112,6 +112,14 @@ def test_orders(cut, monkeypatch, case):
     assert not any(kept.any() for kept in counters._kept.values())
 
 
+@pytest.mark.parametrize("target", thorough(TARGETS, "sm_80"))
+def test_tiles_of_fewer_elements_than_threads(cut, target):
+    """No pairs to widen at once, where 16 bits are read one by one."""
+    cut(1, 1, 8, 1, strategy="resident", edges=1)
+    with executing(target):
+        compare(random((1, 2, 1, 71), torch.bfloat16), **vectors(2))
+
+
 BROKEN = {
     "releases": (r"\.release\.", ".relaxed.", ["resident", "dataflow"]),
     "acquires": (r"\.acquire\.", ".relaxed.", ["resident", "dataflow"]),

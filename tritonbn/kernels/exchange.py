@@ -19,7 +19,7 @@ import triton.language as tl
 SPACING = tl.constexpr(64)
 """256 bytes."""
 
-EVERYONE_MERGES = tl.constexpr(32)
+EVERYONE_MERGES = tl.constexpr(128)
 """BLOCK_C^2 BLOCK_K up to which every program merges its block itself; of more the last to arrive publishes it."""
 
 

@@ -7,19 +7,20 @@ PAIR = tl.constexpr("shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;")
 """Two bfloat16 of a register as float32: an instruction each, where the compiler takes two for every second one."""
 
 
-def is_cuda(_semantic=None):
-    """Whether a kernel is being compiled for one of NVIDIA's GPUs."""
+def has_pairs(value, _semantic=None):
+    """Whether every thread has two bfloat16 of it at least, on one of NVIDIA's GPUs."""
     options = _semantic and _semantic.builder.options
-    return tl.constexpr(bool(options) and options.backend_name == "cuda")
+    on_cuda = bool(options) and options.backend_name == "cuda" and value.dtype == tl.bfloat16
+    return tl.constexpr(on_cuda and value.numel.value >= 2 * 32 * options.num_warps)
 
 
-is_cuda.__triton_builtin__ = True
+has_pairs.__triton_builtin__ = True
 
 
 @triton.jit
 def wide(value, view):
     """The same elements, exactly."""
-    if value.dtype == tl.bfloat16 and is_cuda():
+    if has_pairs(value):
         result = tl.inline_asm_elementwise(PAIR, "=r,=r,r", [value], dtype=tl.float32, is_pure=True, pack=2)
     else:
         result = value.to(view.ACCUMULATOR)
