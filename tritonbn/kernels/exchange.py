@@ -144,7 +144,8 @@ def meet(item, exchange):
 
 def everyone_merges(exchange, view, _semantic=None):
     """Whether every resident program merges its block's partial results itself."""
-    return tl.constexpr(exchange.BLOCK_K == 1 or view.BLOCK_C * view.BLOCK_C * exchange.BLOCK_K <= EVERYONE_MERGES)
+    few = view.BLOCK_C * view.BLOCK_C * exchange.BLOCK_K <= EVERYONE_MERGES and exchange.SPAN >= exchange.BLOCK_K
+    return tl.constexpr(exchange.BLOCK_K == 1 or few)
 
 
 everyone_merges.__triton_builtin__ = True
