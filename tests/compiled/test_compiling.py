@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 import tritonbn
-from tritonbn import devices, targets
+from tritonbn import devices, kernels, targets
 from tritonbn.compiling import processes
+from tritonbn.kernels.source import SOURCE
 
 
 def forward(channels):
@@ -101,3 +102,13 @@ def test_asynchronous_copies_are_loads(stages):
         copy_kernel[(1,)](x, y, 1 << 20, 1024, stages, enable_fp_fusion=True)
     assert ("cp.async" in launches[0].code("ptx")) == (stages > 1)
     assert launches[0].resources.loads.keys() == launches[0].resources.stores.keys() == {16}
+
+
+def test_functions_that_only_the_compiler_calls_are_in_the_key_of_a_kernel():
+    """Through the text of all kernels, which Triton takes for a constant of theirs; sample-wise ones have none such."""
+    for name in kernels.__all__:
+        if name.startswith("sample_"):
+            continue
+        kernel = getattr(kernels, name)
+        assert kernel.cache_key
+        assert SOURCE in [value for value, _ in kernel.used_global_vals.values()], name

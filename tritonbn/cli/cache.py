@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.prompt import Confirm
 
 from ..analysis import ranking
+from ..kernels.source import SOURCE
 from ..measured import store
-from ..measured.timings import Entry, Key, Run, key_of, seconds_of, source_hash
+from ..measured.timings import Entry, Key, Run, key_of, seconds_of
 from . import gpu, options
 from .directory import written
 from .exits import FAILED, OK, USAGE, ExitError
@@ -204,7 +205,7 @@ def ranked(key: Key, run: Run) -> dict[str, Any]:
 
 def stale(key: Key) -> str | None:
     """Why these timings decide nothing any more, None if they do."""
-    if key.source != source_hash():
+    if key.source != SOURCE.value:
         return "other kernels"
     return None if key.triton == triton.__version__ else f"Triton {key.triton}"
 

@@ -5,6 +5,7 @@ behind view.py, and edges.py. What a tile becomes: affine.py and epilogue.py mak
 What a channel needs: welford.py its statistics, channel.py its vectors, finish.py its running buffers, and rounding.py
 exact roots. What chunks of a channel tell each other: partials.py, with moments.py forward and sums.py backward;
 ranks.py for several processes; exchange.py is how they wait. chunk.py is how a resident program holds its own.
+source.py: by what all of it is known again.
 """
 
 from .backward import backward_kernel

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .fold import over_run, run_count, run_indices, run_mask, run_offsets, run_sum
+from .source import SOURCE
 from .tile import (
     WHOLLY,
     chunk_tiles,
@@ -25,6 +26,7 @@ from .tile import (
 @triton.jit
 def block_channels(block, BLOCK_C: tl.constexpr, INDEX: tl.constexpr):
     """The channels [BLOCK_C] of a block."""
+    tl.static_assert(SOURCE != "")  # all kernels come by here, and so have it in their key
     return tl.cast(block, INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from operator import attrgetter
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +15,7 @@ import triton
 from ..configs import Epilogue, Mode, Work
 from ..devices import Device
 from ..geometry import Geometry
+from ..kernels.source import SOURCE
 
 SHORTEST, LONGEST = 1e-9, 3600.0
 """Seconds."""
@@ -105,7 +104,7 @@ def key_of(work: Work, device: Device) -> Key:
     return Key(
         gpu=f"{device.name}, {device.arch}, {device.sm_count} SMs",
         triton=triton.__version__,
-        source=source_hash(),
+        source=SOURCE.value,
         mode=work.mode,
         dtype=str(work.dtype).removeprefix("torch."),
         epilogue=work.epilogue,
@@ -120,15 +119,6 @@ def rounded_up(size: int) -> int:
     """To three significant bits: at most a fifth more than the size."""
     step = 1 << max(0, (size - 1).bit_length() - 3)
     return -(-size // step) * step
-
-
-@lru_cache(maxsize=1)
-def source_hash() -> str:
-    """Of all kernels: what was timed of other ones says nothing."""
-    found = hashlib.sha256()
-    for file in sorted((Path(__file__).parents[1] / "kernels").glob("*.py")):
-        found.update(file.read_bytes())
-    return found.hexdigest()[:16]
 
 
 Choice = tuple[tuple[str, int | bool | str | None], ...]
