@@ -38,7 +38,7 @@ if launch.INTERPRETED:
     quick_interpreter.install()
     collect_ignore = ["compiled"]
 elif MACHINE:
-    collect_ignore = ["compiled", "report"]
+    collect_ignore = ["compiled", "report", "test_cli.py", "test_distributed.py", "test_parallel.py"]  # other processes
 elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
