@@ -43,6 +43,12 @@ elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
 
+def pytest_collection_modifyitems(items):
+    """The interpreter waits for ever in some tests of compiled/, whose files somebody may name."""
+    if launch.INTERPRETED and any(item.path.parent.name == "compiled" for item in items):
+        raise pytest.UsageError("tests/compiled/ is about compiled code: set TRITON_INTERPRET=0")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """Nothing of what is imported is garbage: it is not gone through meanwhile, and seldom later."""

@@ -81,8 +81,9 @@ class Races:
                 )
         memory.latest[kind][cells, program] = clock[program]
         if kind == "store" and memory.released:
-            for address in addresses:
-                memory.released.pop(int(address), None)
+            for address in list(memory.released):
+                if ((addresses <= address) & (address < addresses + np.uint64(size))).any():
+                    del memory.released[address]
 
     def atomic(self, program: int, address: int, size: int, acquires: bool, releases: bool) -> None:
         """A program's atomic operation on one element, which passes clocks on as far as it acquires and releases."""

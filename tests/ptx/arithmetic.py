@@ -1,7 +1,8 @@
 """What PTX instructions compute, of numpy's arrays: an element for every lane.
 
 Registers hold bits: `b16`, `b32` and `b64` are unsigned integers, predicates are bools. As on a GPU, except that fused
-multiply-adds round twice in one case of 2^29 (float32), and approximations (division, powers of 2) are exact.
+multiply-adds round twice in one case of 2^29 (float32), approximations (division, powers of 2) are exact, and the least
+numbers are not taken for zeros (ftz).
 """
 
 from __future__ import annotations
@@ -91,13 +92,13 @@ def fused(a: Array, b: Array, c: Array) -> Array:
 
 
 def maximum(a: Array, b: Array) -> Array:
-    """NaN only where both are."""
-    return np.fmax(a, b)
+    """The larger numbers, of zeros the positive ones; of NaN and another number the other."""
+    return np.where(a == b, np.where(np.signbit(a), b, a), np.fmax(a, b)) if a.dtype.kind == "f" else np.maximum(a, b)
 
 
 def minimum(a: Array, b: Array) -> Array:
-    """NaN only where both are."""
-    return np.fmin(a, b)
+    """The smaller numbers, of zeros the negative ones; of NaN and another number the other."""
+    return np.where(a == b, np.where(np.signbit(a), a, b), np.fmin(a, b)) if a.dtype.kind == "f" else np.minimum(a, b)
 
 
 def shifted_left(a: Array, by: Array) -> Array:
@@ -116,11 +117,10 @@ def shifted_right(a: Array, by: Array) -> Array:
 def high_half(a: Array, b: Array) -> Array:
     """The upper bits of products of integers."""
     bits = a.dtype.itemsize * 8
-    wide = np.result_type(a, b) if bits == 64 else np.dtype(f"{a.dtype.kind}{bits // 4}")
     if bits < 64:
-        return (a.astype(wide) * b.astype(wide) >> bits).astype(a.dtype)
-    exact = [int(x) * int(y) >> 64 for x, y in np.broadcast(a, b)]
-    return np.array([each - 2**64 if a.dtype.kind == "i" and each >= 2**63 else each for each in exact], a.dtype)
+        return (wide_product(a, b) >> bits).astype(a.dtype)
+    pairs = np.broadcast(a, b)
+    return np.array([(int(x) * int(y) >> 64) % 2**64 for x, y in pairs], np.uint64).reshape(pairs.shape).view(a.dtype)
 
 
 def wide_product(a: Array, b: Array) -> Array:
@@ -130,10 +130,9 @@ def wide_product(a: Array, b: Array) -> Array:
 
 
 def bit_field(a: Array, position: Array, length: Array) -> Array:
-    """So many bits of unsigned or signed integers."""
-    bits = a.dtype.itemsize * 8
-    raised = shifted_left(a.view(f"u{a.dtype.itemsize}"), np.maximum(bits - position.astype(int) - length, 0))
-    return shifted_right(raised.view(a.dtype), np.maximum(bits - length.astype(int), 0))
+    """So many bits from a position on, zeros or copies of the sign above them; both counts are of 8 bits."""
+    rest = np.maximum(a.dtype.itemsize * 8 - (length & 255).astype(int), 0)
+    return shifted_right(shifted_left(shifted_right(a, position & 255), rest), rest)
 
 
 def permuted(a: Array, b: Array, selector: Array) -> Array:
@@ -150,14 +149,31 @@ def permuted(a: Array, b: Array, selector: Array) -> Array:
 
 def converted(numbers: Array, kind: str, to: str, rounding: str) -> Array:
     """Numbers of another type: integers cut off, floats rounded to even, or to integers as told."""
+    if rounding in WHOLE:
+        numbers = WHOLE[rounding](numbers)
+    elif kind[0] == "f" and to[0] in "us":
+        raise ValueError("floats rounded to integers somehow")
     if to[0] == "f" or to == "bf16":
         return np.asarray(numbers, np.float32 if to == "bf16" else NUMBERS[to])
-    if kind[0] in "us":
-        return numbers.astype(NUMBERS[to])
-    whole = {"rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil, "rni": np.rint}[rounding](np.nan_to_num(numbers))
-    most = np.iinfo(NUMBERS[to])
-    return np.clip(whole, most.min, most.max).astype(NUMBERS[to])
+    return numbers.astype(NUMBERS[to]) if kind[0] in "us" else saturated(numbers, kind, to)
 
+
+def saturated(whole: Array, kind: str, to: str) -> Array:
+    """Integers from floats, the nearest there is; for NaN zero, or of 64 bits the one whose first bit alone is set."""
+    limits = np.iinfo(NUMBERS[to])
+    bounded = np.select(
+        [whole >= float(limits.max), whole <= float(limits.min)],
+        [np.array(limits.max, NUMBERS[to]), np.array(limits.min, NUMBERS[to])],
+        np.nan_to_num(whole).astype(NUMBERS[to]),
+    )
+    unknown = 2 ** (width(to) - 1) if "64" in kind + to else 0
+    return np.where(
+        np.isnan(whole), np.array(unknown % 2 ** width(to), f"u{width(to) // 8}").view(NUMBERS[to]), bounded
+    )
+
+
+WHOLE: dict[str, Callable[[Array], Array]] = {"rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil, "rni": np.rint}
+"""Ways to round to integers."""
 
 UNARY: dict[str, Callable[[Array], Array]] = {
     "mov": lambda a: a,

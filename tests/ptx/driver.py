@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -17,6 +18,9 @@ from .operations import WARP
 
 Edit = Callable[[str], str]
 
+NUMBERS = count()
+"""Of drivers, each of which compiles anew."""
+
 PACKED = {"fp32": "f", "fp64": "d"}
 """How floats are told by their bits."""
 
@@ -26,7 +30,7 @@ class Executing(targets.CompilingDriver):
 
     def __init__(self, name: str, slots: int, random: Random | None, watched: bool, edit: Edit) -> None:
         super().__init__(name)
-        self.number = f"executing for {name}, {id(self)}"
+        self.number = f"executing for {name}, {next(NUMBERS)}"
         self.slots, self.random, self.watched, self.edit = slots, random, watched, edit
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:

@@ -1,11 +1,15 @@
 """Runs a compiled kernel's PTX on tensors in this machine's memory: right results, or a reason why not.
 
 So many programs as have a slot take turns, block of instructions by block, in an order drawn by lot, or all abreast.
-What neither stays within the tensors nor is aligned is found, and programs that wait for what never comes.
+What does not stay within the tensors or is not aligned is found, and programs that wait for what never comes.
+
+Not found is what a GPU might do otherwise where lanes of a warp run together, as they do here but where they branch,
+and where warps of a program run in another order than here: those first that are at the lowest block.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from random import Random
@@ -17,23 +21,29 @@ from races import Races
 from torch import Tensor
 
 from .arithmetic import NUMBERS
+from .copies import Copies
 from .memory import Fault, Global, Shared
-from .operations import ATOMIC, WARP, operation
-from .text import Kernel, parse
+from .operations import ATOMIC, WARP, Unknown, operation
+from .text import Instruction, Kernel, parse
 
 GARBAGE = 0x7FC0_DEAD_7FC0_DEAD
 """What is in a register that was not written."""
 
 ENDED = -1
 
+STEPS = 10**6
+"""After so many in which no program ends none ever will."""
+
 
 class Code:
     """A kernel whose instructions are known."""
 
     def __init__(self, ptx: str) -> None:
-        self.kernel: Kernel = parse(ptx)
-        self.blocks = [[operation(each, self.kernel) for each in block.instructions] for block in self.kernel.blocks]
-        self.ends = [block.instructions[-1] if block.instructions else None for block in self.kernel.blocks]
+        try:
+            self.kernel: Kernel = parse(ptx)
+        except Exception as error:
+            raise Unknown(f"a kernel that cannot be read: {error!r}") from error
+        self.blocks = [[(each, operation(each, self.kernel)) for each in block] for block in self.kernel.blocks]
 
 
 code = lru_cache(maxsize=256)(Code)
@@ -86,7 +96,7 @@ class Lanes:
         if register == "%tid":
             return (self.in_program * (axis == 0)).astype(np.uint32)
         if register != "%ctaid":
-            raise NotImplementedError(name)
+            raise ValueError(f"{name} is not known")
         program = self.machine.programs[self.slots]
         width, height, _ = self.machine.grid
         return (program % width, program // width % height, program // (width * height))[axis].astype(np.uint32)
@@ -109,6 +119,7 @@ class Lanes:
             self.machine.shared.store(self.slots[of], self.in_program[of] // WARP, at, values)
         else:
             self.machine.memory.store(at, values)
+            self.machine.changed = True
             self.machine.note("store", self.at[of], at, values[0].dtype.itemsize * len(values))
 
     def atomic(
@@ -119,31 +130,13 @@ class Lanes:
         values: Sequence[np.ndarray],
         number: type,
         order: str,
+        returns: bool,
     ) -> list[Any]:
         """Old values of elements, which are changed one after the other."""
         return [
-            self.machine.atomic(int(lane), int(address), function, operands, number, order)
+            self.machine.atomic(int(lane), int(address), function, operands, number, order, returns)
             for lane, address, *operands in zip(self.at[of], at, *values, strict=True)
         ]
-
-    def copy(self, of: np.ndarray, to: np.ndarray, source: np.ndarray, size: int, given: np.ndarray) -> None:
-        """Begin to copy from global to shared memory; zeros where less is given than the size."""
-        self.machine.copies.append((self.at[of], self.machine.groups[self.at[of]], to, source, size, given))
-
-    def commit(self) -> None:
-        """Copies begun from here on are of another group."""
-        self.machine.groups[self.at] += 1
-
-    def await_copies(self, left: int) -> None:
-        """Of all groups but the latest ones copies are done."""
-        machine, copies = self.machine, self.machine.copies
-        machine.copies = []
-        for lanes, groups, to, source, size, given in copies:
-            done = np.isin(lanes, self.at) & (groups < machine.groups[lanes] - left)
-            machine.finish_copies(lanes[done], to[done], source[done], size, given[done])
-            if not done.all():
-                rest = (each[~done] for each in (lanes, groups, to, source))
-                machine.copies.append((*rest, size, given[~done]))
 
 
 class Machine:
@@ -166,16 +159,21 @@ class Machine:
         self.memory = Global(tensor for _, tensor in tensors)
         self.left = list(range(int(np.prod(grid))))
         self.slots = min(slots, len(self.left))
-        self.shared = Shared(self.slots, -(-shared // 16) * 16, watched)
+        self.shared = Shared(self.slots, shared, watched)
         self.programs = np.full(self.slots, ENDED)
         lanes = self.slots * threads
         self.registers: dict[str, np.ndarray] = {}
         self.block = np.full(lanes, ENDED)
         self.in_barrier = np.zeros(lanes, bool)
-        self.waits = np.zeros(self.slots, bool)
-        self.polled: list[set[int]] = [set() for _ in range(self.slots)]
-        self.groups = np.zeros(lanes, np.int64)
-        self.copies: list[tuple[Any, ...]] = []
+        self.waits = np.zeros(lanes, bool)
+        self.asked: dict[int, set[tuple[int, int]]] = defaultdict(set)
+        """For an address, lanes and programs whose atomic operations have changed nothing since it changed last."""
+        self.changed = True
+        """Whether anything in global memory has, since all who waited looked again."""
+        self.copies = Copies(self)
+        self.instruction: Instruction | None = None
+        """What runs now."""
+        self.steps = 0
         self.warps = -(-threads // WARP)
         names = [f"warp {warp} of program {program}" for program in self.left for warp in range(self.warps)]
         self.races = Races(tensors, names, self.warps) if watched else None
@@ -188,32 +186,31 @@ class Machine:
         return self.registers[name]
 
     def run(self) -> None:
-        """All programs, to their ends; Fault or Deadlock for what a GPU would fail at."""
-        with np.errstate(all="ignore"):
-            for slot in range(self.slots):
-                self.begin(slot)
-            while (self.programs != ENDED).any():
-                self.step()
+        """All programs, to their ends; Fault or Deadlock for what a GPU would fail at, Unknown for what none would."""
+        try:
+            with np.errstate(all="ignore"):
+                for slot in range(self.slots):
+                    self.begin(slot)
+                while (self.programs != ENDED).any():
+                    self.step()
+        except Exception as error:
+            raise Unknown(f"{self.instruction}: {error!r}") from error
 
     def begin(self, slot: int) -> None:
         """Give a slot to the next program."""
         lanes = slice(slot * self.threads, (slot + 1) * self.threads)
         self.programs[slot] = self.left.pop(0) if self.left else ENDED
         self.block[lanes] = 0 if self.programs[slot] != ENDED else ENDED
-        self.in_barrier[lanes] = self.waits[slot] = False
-        self.polled[slot].clear()
-        self.groups[lanes] = 0
-        self.copies = [copy for copy in self.copies if not (copy[0] // self.threads == slot).any()]
+        self.in_barrier[lanes] = self.waits[lanes] = False
+        self.steps = 0
+        self.copies.forget(slot)
         self.shared.clear(slot)
         for register in self.registers.values():
             register[lanes] = np.array(GARBAGE, np.uint64).astype(register.dtype)
 
     def step(self) -> None:
         """Some lanes run one block."""
-        ready = (self.block != ENDED) & ~self.in_barrier & ~np.repeat(self.waits, self.threads)
-        if not ready.any():
-            waiting = [int(program) for program in self.programs[self.waits]]
-            raise Deadlock(f"programs {waiting} wait, {len(self.left)} have no slot")
+        ready = self.ready()
         if self.random:
             slots = np.flatnonzero(ready.reshape(self.slots, self.threads).any(axis=1))
             others = set(slots) - set(self.random.sample(list(slots), self.random.randint(1, len(slots))))
@@ -221,15 +218,35 @@ class Machine:
         number = self.block[ready].min()
         at = np.flatnonzero(ready & (self.block == number))
         lanes = Lanes(self, at)
-        for each in self.code.blocks[number]:
-            each(lanes)
-        self.go_on(number, lanes)
+        for instruction, run in self.code.blocks[number]:
+            self.instruction = instruction
+            run(lanes)
         lanes.leave()
+        self.go_on(number, lanes)
+
+    def ready(self) -> np.ndarray:
+        """Which lanes can run; if none, all who wait look again, unless nothing has changed since they did so last."""
+        self.steps += 1
+        if self.steps > STEPS:
+            raise Deadlock(f"programs {self.numbers(self.block != ENDED)} do not end")
+        ready = (self.block != ENDED) & ~self.in_barrier & ~self.waits
+        if ready.any():
+            return ready
+        if not self.changed:
+            raise Deadlock(f"programs {self.numbers(self.waits)} wait, {len(self.left)} have no slot")
+        self.changed = self.waits[:] = False
+        self.asked.clear()
+        return self.ready()
+
+    def numbers(self, lanes: np.ndarray) -> list[int]:
+        """The programs of some of the lanes."""
+        return np.unique(self.programs[np.flatnonzero(lanes) // self.threads]).tolist()
 
     def go_on(self, number: int, lanes: Lanes) -> None:
         """Where the lanes are after a block."""
-        end, at = self.code.ends[number], lanes.at
+        block, at = self.code.kernel.blocks[number], lanes.at
         following = np.full(lanes.count, number + 1)
+        end = block[-1] if block else None
         kind = end.parts[:2] if end else []
         if kind[:1] in (["bra"], ["ret"], ["exit"]):
             goes = np.ones(lanes.count, bool)
@@ -237,15 +254,11 @@ class Machine:
                 goes = lanes.spread(lanes.get(end.predicate)) == end.wanted
             following[goes] = self.code.kernel.labels[end.operands[0]] if kind[0] == "bra" else ENDED
         self.block[at] = following
-        if kind == ["bar", "sync"]:
-            if end.operands != ("0",) or end.predicate:
-                raise NotImplementedError(str(end))
-            self.in_barrier[at] = True
+        self.in_barrier[at] = kind == ["bar", "sync"]
         slots = np.unique(lanes.slots)
         blocks, waiting = (each.reshape(self.slots, self.threads)[slots] for each in (self.block, self.in_barrier))
         for slot in slots[(waiting | (blocks == ENDED)).all(axis=1)]:
             if (self.block.reshape(self.slots, self.threads)[slot] == ENDED).all():
-                lanes.leave()
                 self.begin(slot)
             else:
                 self.meet(slot)
@@ -258,16 +271,26 @@ class Machine:
             self.races.meet(self.programs[slot] * self.warps + np.arange(self.warps))
 
     def note(self, kind: str, lanes: np.ndarray, at: np.ndarray, size: int) -> None:
-        """Accesses to global memory, for who looks for races."""
+        """Accesses to global memory, for who looks for races: by warp, and by the storage they are to."""
         if self.races:
             warps = self.programs[lanes // self.threads] * self.warps + lanes % self.threads // WARP
-            for warp in np.unique(warps):
-                self.races.access(int(warp), kind, at[warps == warp].astype(np.uint64), size)
+            storages = self.memory.places(at)
+            for storage in np.unique(storages):
+                for warp in np.unique(warps[storages == storage]):
+                    chosen = at[(storages == storage) & (warps == warp)]
+                    self.races.access(int(warp), kind, chosen.astype(np.uint64), size)
 
     def atomic(
-        self, lane: int, address: int, function: Callable[..., Any], operands: list[Any], number: type, order: str
+        self,
+        lane: int,
+        address: int,
+        function: Callable[..., Any],
+        operands: list[Any],
+        number: type,
+        order: str,
+        returns: bool,
     ) -> Any:
-        """An operation of one program on one element; it waits if that changes nothing and it has asked before."""
+        """An operation of one lane on one element, whose old value it returns, or does not tell the lane."""
         slot, size = lane // self.threads, np.dtype(number).itemsize
         ((_, cells, first),) = self.memory.parts(np.array([address]), size, 1)
         cells = cells.view(number)
@@ -278,25 +301,27 @@ class Machine:
             writes = function is not ATOMIC["cas"] or old == operands[0]
             warp = int(self.programs[slot]) * self.warps + lane % self.threads // WARP
             self.races.atomic(warp, address, size, acquires, releases and bool(writes))
-        if cells[first[0]] == old:
-            self.waits[slot] = address in self.polled[slot]
-            self.polled[slot].add(address)
-        else:
-            for other, polled in enumerate(self.polled):
-                if address in polled:
-                    polled.clear()
-                    self.waits[other] = False
+        if cells[first[0]] != old:
+            self.wake(address)
+        elif returns:
+            self.ask(lane, address)
         return old
 
-    def finish_copies(self, lanes: np.ndarray, to: Any, source: Any, size: int, given: Any) -> None:
-        """Let shared memory have what these lanes copy."""
-        if (given % size).any():
-            raise NotImplementedError("copies of a part")
-        whole = given == size
-        slots, warps = lanes // self.threads, lanes % self.threads // WARP
-        word = min(size, 8)
-        values = self.memory.load(source[whole], word, size // word)
-        self.note("load", lanes[whole], source[whole], size)
-        self.shared.store(slots[whole], warps[whole], to[whole], values)
-        zeros = [np.zeros(np.count_nonzero(~whole), f"u{word}") for _ in range(size // word)]
-        self.shared.store(slots[~whole], warps[~whole], to[~whole], zeros)
+    def wake(self, address: int) -> None:
+        """What is at an address has changed: who has asked for it looks again."""
+        self.changed = True
+        for lane, _ in self.asked.pop(address, ()):
+            self.waits[self.warp(lane)] = False
+
+    def ask(self, lane: int, address: int) -> None:
+        """A lane's warp waits if the lane has seen before what is at an address."""
+        asker = lane, int(self.programs[lane // self.threads])
+        if asker in self.asked[address]:
+            self.waits[self.warp(lane)] = True
+        self.asked[address].add(asker)
+
+    def warp(self, lane: int) -> slice:
+        """The lanes of a lane's warp."""
+        slot, place = divmod(lane, self.threads)
+        begin = place // WARP * WARP
+        return slice(slot * self.threads + begin, slot * self.threads + min(begin + WARP, self.threads))

@@ -1,6 +1,8 @@
 """Memory that a kernel may touch: that of the tensors of its launch, and what the programs of an SM share.
 
-An access outside of it, or one that is not aligned to its width, is an error, as it may be on a GPU.
+An access outside of it, or one that is not aligned to its width, is an error, as it may be on a GPU. Where two lanes
+store different numbers to one address, one of them is there in the end: an error if they are of two warps of a program
+and the memory is shared, not found if they are of one, nor between accesses of a program's warps to global memory.
 """
 
 from __future__ import annotations
@@ -43,6 +45,10 @@ class Global:
             for number, value in enumerate(values):
                 cells[first + number] = value[lanes]
 
+    def places(self, addresses: np.ndarray) -> np.ndarray:
+        """The numbers of the storages that addresses lie in, if in any."""
+        return np.searchsorted(self.starts, addresses, "right") - 1
+
     def parts(self, addresses: np.ndarray, size: int, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each storage: lanes that access it, its elements, and the first of them that each lane wants."""
         if (addresses % (size * count)).any():
@@ -52,9 +58,9 @@ class Global:
         while len(left):
             address = int(addresses[left[0]])
             place = bisect.bisect(self.starts, address) - 1
-            start, storage = self.starts[place], self.storages[place]
+            start, storage = (self.starts[place], self.storages[place]) if place >= 0 else (0, ())
             inside = (addresses[left] >= start) & (addresses[left] + (size * count) <= start + len(storage))
-            if place < 0 or not inside[0]:
+            if not inside[0]:
                 raise Fault(f"an access of {size * count} bytes at {address:#x}, outside of every tensor")
             lanes = left[inside]
             cells = storage[: len(storage) // size * size].view(f"u{size}")
@@ -68,8 +74,9 @@ class Shared:
 
     def __init__(self, slots: int, size: int, watched: bool) -> None:
         self.size = size
-        self.bytes = np.full((slots, size), POISON, np.uint8)
-        self.readers, self.writers = np.zeros((2, slots, size if watched else 0), np.uint32)
+        self.stride = -(-size // 16) * 16
+        self.bytes = np.full((slots, self.stride), POISON, np.uint8)
+        self.readers, self.writers = np.zeros((2, slots, self.stride if watched else 0), np.uint32)
 
     def clear(self, slot: int) -> None:
         """Another program's."""
@@ -88,8 +95,13 @@ class Shared:
         cells = self.bytes.reshape(-1).view(f"u{size}")
         return [cells[first + number] for number in range(count)]
 
-    def store(self, slots: np.ndarray, warps: np.ndarray, at: np.ndarray, values: list[np.ndarray]) -> None:
-        """The elements of each address; DataRace if another warp just read them, or wrote something else."""
+    def store(
+        self, slots: np.ndarray, warps: np.ndarray, at: np.ndarray, values: list[np.ndarray], lands: bool = True
+    ) -> None:
+        """The elements of each address, unless they land at another time.
+
+        DataRace if another warp just read them, or wrote something else.
+        """
         size, count = values[0].dtype.itemsize, len(values)
         first = self.first(slots, at, size, count)
         self.check(self.readers, warps, first * size, size * count, "read")
@@ -98,18 +110,18 @@ class Shared:
             differs = cells[first + number] != value
             self.check(self.writers, warps[differs], (first + number)[differs] * size, size, "written")
         self.note(self.writers, warps, first * size, size * count)
-        for number, value in enumerate(values):
+        for number, value in enumerate(values if lands else ()):
             cells[first + number] = value
             differs = cells[first + number] != value
             self.check(self.writers, warps[differs], (first + number)[differs] * size, size, "written")
 
     def first(self, slots: np.ndarray, at: np.ndarray, size: int, count: int) -> np.ndarray:
         """Which elements of all programs' the lanes want."""
-        at = at.astype(np.int64)
+        at = at.astype(np.int64) % 2**32
         wrong = (at % (size * count) != 0) | (at + size * count > self.size)
         if wrong.any():
             raise Fault(f"an access of {size * count} shared bytes of {self.size} at {at[wrong][0]}")
-        return (slots * self.size + at) // size
+        return (slots * self.stride + at) // size
 
     def note(self, who: np.ndarray, warps: np.ndarray, begins: np.ndarray, size: int) -> None:
         """So many bytes are accessed by these warps, a bit of each."""
@@ -125,7 +137,7 @@ class Shared:
             )
             if others.any():
                 lane, byte = np.argwhere(others)[0]
-                place = (begins[lane] + byte) % self.size
+                place = (begins[lane] + byte) % self.stride
                 raise DataRace(f"shared byte {place} of warp {warps[lane]} is {done} by another without a barrier")
 
 

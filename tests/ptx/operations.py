@@ -24,6 +24,7 @@ from .arithmetic import (
     width,
     written,
 )
+from .memory import Fault
 
 if TYPE_CHECKING:
     from .machine import Lanes
@@ -49,6 +50,8 @@ ATOMIC: dict[str, Callable[..., Any]] = {
 }
 """What becomes of a value in memory."""
 
+ORDERS = "relaxed", "acquire", "release", "acq_rel"
+
 
 class Unknown(BaseException):
     """An instruction that this machine does not know; no Exception, for which the library would blame a config."""
@@ -67,22 +70,24 @@ def operation(instruction: Instruction, kernel: Kernel) -> Operation:
     name, *rest = instruction.parts
     kinds = [part for part in rest if is_type(part)]
     modes = [part for part in rest if not is_type(part)]
-    make = MAKERS.get(name) or (compute if name in (*UNARY, *BINARY, *TERNARY) else None)
-    if make is None:
+    if name not in MODES or not MODES[name].issuperset(mode for mode in modes if not mode.startswith(CACHED)):
         raise Unknown(str(instruction))
-    return make(Parts(instruction, kernel), name, modes, kinds)
+    try:
+        return MAKERS.get(name, compute)(Operands(instruction, kernel), name, modes, kinds)
+    except Exception as error:
+        raise Unknown(f"{instruction}: {error!r}") from error
 
 
-class Parts:
+class Operands:
     """Operands of one instruction."""
 
     def __init__(self, instruction: Instruction, kernel: Kernel) -> None:
         self.instruction, self.kernel = instruction, kernel
-        self.operands = instruction.operands
+        self.texts = instruction.operands
 
     def get(self, number: int, kind: str) -> Get:
         """Numbers of an operand."""
-        return self.get_text(self.operands[number], kind)
+        return self.get_text(self.texts[number], kind)
 
     def get_text(self, text: str, kind: str) -> Get:
         """Numbers of a register, of the launch, or written down."""
@@ -122,13 +127,14 @@ class Parts:
 
     def vector(self, number: int) -> list[str]:
         """The registers of an operand."""
-        return [each.strip() for each in self.operands[number].strip("{}").split(",")]
+        return [each.strip() for each in self.texts[number].strip("{}").split(",")]
 
     def address(self, number: int) -> Callable[[Lanes, Any], Any]:
         """Bytes where an operand points, of some lanes."""
-        base, _, offset = self.operands[number].strip("[] ").partition("+")
+        base, _, offset = self.texts[number].strip("[] ").partition("+")
         base, offset = base.strip(), int(offset or "0", 0)
-        get = self.get_text(base, self.kernel.type_of(base) if base.startswith("%") else "b32")
+        register = base.startswith("%") or base in self.kernel.types
+        get = self.get_text(base, self.kernel.type_of(base) if register else "b32")
         return lambda lanes, of: lanes.spread(get(lanes))[of].astype(np.int64) + offset
 
 
@@ -143,37 +149,34 @@ def constant(text: str, kind: str) -> Any:
     return read(np.array(value % 2 ** width(kind), f"u{width(kind) // 8}"), kind)
 
 
-def compute(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def compute(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """An operation on numbers of one type, or of a narrow and a wide one."""
-    inputs = len(parts.operands) - 1
-    function = ({1: UNARY, 2: BINARY, 3: TERNARY}[inputs]).get(name)
-    kind = kinds[-1]
-    if name == "mov" and "{" in parts.operands[0] + parts.operands[1]:
-        return unpack_or_pack(parts, kind)
+    kind, to, inputs = kinds[-1], kinds[0], len(operands.texts) - 1
+    if name == "mov" and "{" in operands.texts[0] + operands.texts[1]:
+        return unpack_or_pack(operands, kind)
+    function = {1: UNARY, 2: BINARY, 3: TERNARY}[inputs][name]
     types = [kind] * inputs
-    to = kinds[0]
     if len(kinds) == 2:  # the first operands of the narrow type, the last of the wide one
         types[-1] = to
     if name in ("shl", "shr"):
         types[1] = "b32"
     elif name == "bfe":
         types[1:] = ["b32", "b32"]
-    elif name in ("mul", "mad") and modes and modes[0] in ("wide", "hi"):
-        product = wide_product if modes[0] == "wide" else high_half
-        if modes[0] == "wide":
-            to = kind[0] + str(2 * width(kind))
-        function = product if inputs == 2 else lambda a, b, c: product(a, b) + c
+    elif "wide" in modes or "hi" in modes:
+        product = wide_product if "wide" in modes else high_half
+        to = kind[0] + str(2 * width(kind)) if "wide" in modes else kind
         types[2:] = [to] * (inputs - 2)
+        function = product if inputs == 2 else lambda a, b, c: product(a, b) + c
     if kind.endswith("x2"):
+        if "relu" in modes:
+            raise Unknown(str(operands.instruction))
         function = functools.partial(of_pairs, function, kind)
         types, to = [f"b{width(kind)}"] * inputs, f"b{width(kind)}"
     elif "relu" in modes:
         plain = function
         function = lambda *values: np.maximum(plain(*values), 0)  # noqa: E731
-    if function is None:
-        raise Unknown(str(parts.instruction))
-    gets = [parts.get(number + 1, each) for number, each in enumerate(types)]
-    put = parts.put(parts.operands[0], to)
+    gets = [operands.get(number + 1, each) for number, each in enumerate(types)]
+    put = operands.put(operands.texts[0], to)
     return lambda lanes: put(lanes, function(*[get(lanes) for get in gets]))
 
 
@@ -183,12 +186,12 @@ def of_pairs(function: Callable[..., Any], kind: str, *values: Any) -> Any:
     return packed(function(*low), function(*high), kind)
 
 
-def unpack_or_pack(parts: Parts, kind: str) -> Operation:
+def unpack_or_pack(operands: Operands, kind: str) -> Operation:
     """A register from several, or several from one."""
-    if parts.operands[0].startswith("{"):
-        names, get = parts.vector(0), parts.get(1, kind)
+    if operands.texts[0].startswith("{"):
+        names, get = operands.vector(0), operands.get(1, kind)
         each = f"b{width(kind) // len(names)}"
-        puts = [parts.put(name, each) for name in names]
+        puts = [operands.put(name, each) for name in names]
 
         def unpack(lanes: Lanes) -> None:
             bits = get(lanes)
@@ -196,9 +199,9 @@ def unpack_or_pack(parts: Parts, kind: str) -> Operation:
                 put(lanes, (bits >> number * width(each)).astype(NUMBERS[each]))
 
         return unpack
-    names = parts.vector(1)
+    names = operands.vector(1)
     each = f"b{width(kind) // len(names)}"
-    gets, put = [parts.get_text(name, each) for name in names], parts.put(parts.operands[0], kind)
+    gets, put = [operands.get_text(name, each) for name in names], operands.put(operands.texts[0], kind)
 
     def pack(lanes: Lanes) -> None:
         values = [get(lanes).astype(NUMBERS[kind]) << number * width(each) for number, get in enumerate(gets)]
@@ -207,43 +210,38 @@ def unpack_or_pack(parts: Parts, kind: str) -> Operation:
     return pack
 
 
-def product(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
-    """An integer's low half is as of any numbers."""
-    return compute(parts, name, [mode for mode in modes if mode != "lo"], kinds)
-
-
-def convert(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def convert(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """Of one type to another, or of two numbers to a pair."""
     to, kind = kinds[0], kinds[-1]
-    gets = [parts.get(number, kind) for number in range(1, len(parts.operands))]
+    gets = [operands.get(number, kind) for number in range(1, len(operands.texts))]
     if to.endswith("x2"):
-        put = parts.put(parts.operands[0], "b32")
+        put = operands.put(operands.texts[0], "b32")
         return lambda lanes: put(lanes, packed(*[converted(get(lanes), kind, to[:-2], "rn") for get in gets[::-1]], to))
-    put, rounding = parts.put(parts.operands[0], to), modes[0] if modes else ""
+    put, rounding = operands.put(operands.texts[0], to), next((mode for mode in modes if mode != "ftz"), "")
     return lambda lanes: put(lanes, converted(gets[0](lanes), kind, to, rounding))
 
 
-def compare(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def compare(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """A predicate from two numbers."""
     function = COMPARISONS[UNSIGNED.get(modes[0], modes[0])]
-    if len(parts.operands) != 3 or "|" in parts.operands[0]:
-        raise Unknown(str(parts.instruction))
-    a, b, put = parts.get(1, kinds[-1]), parts.get(2, kinds[-1]), parts.put(parts.operands[0], "pred")
+    if len(operands.texts) != 3 or "|" in operands.texts[0]:
+        raise Unknown(str(operands.instruction))
+    a, b, put = operands.get(1, kinds[-1]), operands.get(2, kinds[-1]), operands.put(operands.texts[0], "pred")
     return lambda lanes: put(lanes, function(a(lanes), b(lanes)))
 
 
-def select(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def select(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """The one or the other, by a predicate."""
-    a, b, which = parts.get(1, kinds[-1]), parts.get(2, kinds[-1]), parts.get(3, "pred")
-    put = parts.put(parts.operands[0], kinds[-1])
+    a, b, which = operands.get(1, kinds[-1]), operands.get(2, kinds[-1]), operands.get(3, "pred")
+    put = operands.put(operands.texts[0], kinds[-1])
     return lambda lanes: put(lanes, np.where(which(lanes), a(lanes), b(lanes)))
 
 
-def shuffle(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def shuffle(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """A register of another lane of the warp."""
-    if parts.operands[3:] != ("31", "-1") and parts.operands[3:] != ("0x1f", "0xffffffff"):
-        raise Unknown(str(parts.instruction))
-    get, by, put = parts.get(1, "b32"), parts.get(2, "b32"), parts.put(parts.operands[0], "b32")
+    if operands.texts[3:] != ("31", "-1") and operands.texts[3:] != ("0x1f", "0xffffffff"):
+        raise Unknown(str(operands.instruction))
+    get, by, put = operands.get(1, "b32"), operands.get(2, "b32"), operands.put(operands.texts[0], "b32")
     source = {
         "bfly": lambda lane, by: lane ^ by,
         "idx": lambda lane, by: by & 31,
@@ -258,9 +256,9 @@ def shuffle(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Oper
     return run
 
 
-def reduce(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def reduce(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """A sum, or the like, of a register of all lanes of the warp."""
-    get, put = parts.get(1, kinds[0]), parts.put(parts.operands[0], kinds[0])
+    get, put = operands.get(1, kinds[0]), operands.put(operands.texts[0], kinds[0])
     function = BINARY[modes[1]]
 
     def run(lanes: Lanes) -> None:
@@ -270,19 +268,19 @@ def reduce(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Opera
     return run
 
 
-def access(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def access(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """A load or store of one or several elements."""
     kind = kinds[-1]
     space = modes[0].partition("::")[0]
     if name == "ld" and space == "param":
-        number = list(parts.kernel.parameters).index(parts.operands[1].strip("[]"))
-        put = parts.put(parts.operands[0], kind)
+        number = list(operands.kernel.parameters).index(operands.texts[1].strip("[]"))
+        put = operands.put(operands.texts[0], kind)
         return lambda lanes: put(lanes, read(lanes.parameter(number), kind))
     if space not in ("global", "shared"):
-        raise Unknown(str(parts.instruction))
-    address, chosen, size = parts.address(name == "ld"), parts.chosen(), width(kind) // 8
+        raise Unknown(str(operands.instruction))
+    address, chosen, size = operands.address(name == "ld"), operands.chosen(), width(kind) // 8
     if name == "ld":
-        puts = [parts.put(register, kind) for register in parts.vector(0)]
+        puts = [operands.put(register, kind) for register in operands.vector(0)]
 
         def load(lanes: Lanes) -> None:
             of = chosen(lanes)
@@ -292,7 +290,7 @@ def access(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Opera
                 put(lanes, read(numbers, kind))
 
         return load
-    gets = [parts.get_text(register, f"b{width(kind)}") for register in parts.vector(1)]
+    gets = [operands.get_text(register, f"b{width(kind)}") for register in operands.vector(1)]
 
     def store(lanes: Lanes) -> None:
         of = chosen(lanes)
@@ -301,39 +299,38 @@ def access(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Opera
     return store
 
 
-def atomic(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def atomic(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """One element of memory, replaced by what follows from it and from operands."""
     kind, returns = kinds[-1], name == "atom"
     function = ATOMIC[next(mode for mode in modes if mode in ATOMIC)]
-    order = next((mode for mode in modes if mode in ("relaxed", "acquire", "release", "acq_rel")), "relaxed")
+    order = next((mode for mode in modes if mode in ORDERS), "relaxed")
     if modes[0] != "global" or not {"gpu", "sys"}.intersection(modes):
-        raise Unknown(str(parts.instruction))
-    address, chosen = parts.address(returns), parts.chosen()
-    gets = [parts.get(number, kind) for number in range(returns + 1, len(parts.operands))]
-    put = parts.put(parts.operands[0], kind) if returns else lambda lanes, numbers: None
+        raise Unknown(str(operands.instruction))
+    address, chosen = operands.address(returns), operands.chosen()
+    gets = [operands.get(number, kind) for number in range(returns + 1, len(operands.texts))]
+    put = operands.put(operands.texts[0], kind) if returns else lambda lanes, numbers: None
 
     def run(lanes: Lanes) -> None:
         of = chosen(lanes)
         old = np.zeros(lanes.count, NUMBERS[kind])
         values = [lanes.spread(get(lanes))[of] for get in gets]
-        old[of] = lanes.atomic(of, address(lanes, of), function, values, NUMBERS[kind], order)
+        old[of] = lanes.atomic(of, address(lanes, of), function, values, NUMBERS[kind], order, returns)
         put(lanes, old)
 
     return run
 
 
-def matrices(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def matrices(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """Matrices of 8 x 8 elements of 16 bits in shared memory, whose rows lanes point to and whose pairs lanes hold."""
     loads = name == "ldmatrix"
     transposed = "trans" in modes
-    registers = parts.vector(not loads)
-    address, chosen = parts.address(loads), parts.chosen()
+    registers = operands.vector(not loads)
+    address, chosen = operands.address(loads), operands.chosen()
     lane = np.arange(WARP)
     row, column = lane // 4, lane % 4 * 2
     places = [(column + odd, row) if transposed else (row, column + odd) for odd in (0, 1)]
-    gets, puts = (
-        ([], [parts.put(r, "b32") for r in registers]) if loads else ([parts.get_text(r, "b32") for r in registers], [])
-    )
+    puts = [operands.put(register, "b32") for register in registers] if loads else []
+    gets = [] if loads else [operands.get_text(register, "b32") for register in registers]
 
     def run(lanes: Lanes) -> None:
         of = chosen(lanes)
@@ -341,7 +338,7 @@ def matrices(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Ope
         for number in range(len(registers)):
             begins = rows[:, 8 * number : 8 * number + 8]
             if (begins % 16).any():
-                raise Unknown("rows of a matrix that are not aligned")
+                raise Fault(f"a row of a matrix at {begins[begins % 16 != 0][0]}, no multiple of 16 shared bytes")
             at = [(begins[:, r] + 2 * c).reshape(-1) for r, c in places]
             if loads:
                 low, high = (lanes.load("shared", of, each, 2, 1)[0].astype(np.uint32) for each in at)
@@ -354,33 +351,42 @@ def matrices(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Ope
     return run
 
 
-def asynchronous(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
+def asynchronous(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
     """Copies from global to shared memory, which are there when they have been waited for."""
     if "commit_group" in modes:
-        return lambda lanes: lanes.commit()
+        return lambda lanes: lanes.machine.copies.commit(lanes.at)
     if "wait_group" in modes:
-        return lambda lanes: lanes.await_copies(int(parts.operands[0]))
-    to, source, size, chosen = parts.address(0), parts.address(1), int(parts.operands[2], 0), parts.chosen()
-    given = parts.get(3, "b32") if len(parts.operands) > 3 else lambda lanes: np.uint32(size)
+        left = int(operands.texts[0])
+        return lambda lanes: lanes.machine.copies.wait(lanes.at, left)
+    to, source, size, chosen = operands.address(0), operands.address(1), int(operands.texts[2], 0), operands.chosen()
+    given = operands.get(3, "b32") if len(operands.texts) > 3 else lambda lanes: np.uint32(size)
 
     def run(lanes: Lanes) -> None:
         of = chosen(lanes)
-        lanes.copy(of, to(lanes, of), source(lanes, of), size, lanes.spread(given(lanes))[of])
+        values = to(lanes, of), source(lanes, of), size, lanes.spread(given(lanes))[of]
+        lanes.machine.copies.begin(lanes.at[of], *values)
 
     return run
 
 
-def nothing(parts: Parts, name: str, modes: list[str], kinds: list[str]) -> Operation:
-    """What decides only where to go next, and what orders lanes of a warp, which run together."""
+def barrier(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """The only one of a program, for all of its lanes; lanes of a warp are in order without any."""
+    if modes != ["warp", "sync"] and (modes, operands.texts, operands.instruction.predicate) != (["sync"], ("0",), ""):
+        raise Unknown(str(operands.instruction))
+    return nothing(operands, name, modes, kinds)
+
+
+def nothing(operands: Operands, name: str, modes: list[str], kinds: list[str]) -> Operation:
+    """What decides only where to go next."""
     return lambda lanes: None
 
 
 MAKERS: dict[str, Callable[..., Operation]] = {
-    **dict.fromkeys(("mul", "mad"), product),
     **dict.fromkeys(("ld", "st"), access),
     **dict.fromkeys(("atom", "red"), atomic),
     **dict.fromkeys(("ldmatrix", "stmatrix"), matrices),
-    **dict.fromkeys(("bra", "ret", "exit", "bar"), nothing),
+    **dict.fromkeys(("bra", "ret", "exit"), nothing),
+    "bar": barrier,
     "cvt": convert,
     "setp": compare,
     "selp": select,
@@ -389,3 +395,32 @@ MAKERS: dict[str, Callable[..., Operation]] = {
     "cp": asynchronous,
 }
 """Operations that are more than a function of numbers of one type."""
+
+MODES = {
+    name: {*modes.split()}
+    for names, modes in {
+        "mov not and or xor shl shr rem bfe prmt selp": "",
+        "bra ret exit": "uni",
+        "bar": "sync warp",
+        "cvta": "to global shared",
+        "add sub fma": "rn ftz",
+        "mul mad": "rn ftz lo hi wide",
+        "div sqrt rcp": "rn ftz approx full",
+        "rsqrt ex2 lg2 tanh": "approx ftz",
+        "abs neg": "ftz",
+        "min max": "ftz relu",
+        "cvt": "rn rzi rmi rpi rni ftz",
+        "setp": " ".join(["ftz", *COMPARISONS, *UNSIGNED]),
+        "shfl": "sync bfly idx down",
+        "redux": "sync add min max and or xor",
+        "ld st": "param global shared shared::cta v2 v4 v8 nc ca cg cs wb wt",
+        "atom red": " ".join(["global gpu sys", *ORDERS, *ATOMIC]),
+        "ldmatrix stmatrix": "sync aligned m8n8 x1 x2 x4 trans shared shared::cta",
+        "cp": "async ca cg shared shared::cta global commit_group wait_group",
+    }.items()
+    for name in names.split()
+}
+"""What may be part of an operation's name beside its types: all else changes what it does, and is not known."""
+
+CACHED = ("L1::", "L2::")
+"""How parts of names begin that say what stays in a cache."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from .arithmetic import width
 
 REGISTERS = {"%p": "pred", "%rs": "b16", "%r": "b32", "%rd": "b64"}
 """What the compiler names its registers, and their types."""
@@ -32,13 +34,6 @@ class Instruction:
         return self.name.split(".")
 
 
-@dataclass
-class Block:
-    """Instructions that are run one after the other, and where to go from them."""
-
-    instructions: list[Instruction] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class Kernel:
     """A compiled kernel."""
@@ -47,7 +42,8 @@ class Kernel:
     """The types of what it is given, by name."""
     types: dict[str, str]
     """Of registers that the compiler has not named."""
-    blocks: list[Block]
+    blocks: list[list[Instruction]]
+    """Instructions that are run one after the other, the last of which may say where to go from them."""
     labels: dict[str, int]
     """The numbers of the blocks that they stand before."""
 
@@ -61,19 +57,21 @@ def parse(ptx: str) -> Kernel:
     text = re.sub(r"//.*|^\s*\.(?:loc|file).*|^\$L__(?:tmp|func).*", "", ptx, flags=re.MULTILINE)
     head, body = re.split(r"\)[^{]*\{", text.split(".entry", 1)[1], maxsplit=1)
     types: dict[str, str] = {}
-    blocks, labels = [Block()], {}
+    blocks: list[list[Instruction]] = [[]]
+    labels: dict[str, int] = {}
     for statement in statements(body):
         if statement.endswith(":"):
-            if blocks[-1].instructions:
-                blocks.append(Block())
+            if blocks[-1]:
+                blocks.append([])
             labels[statement[:-1]] = len(blocks) - 1
         elif statement.startswith(".reg"):
             _, kind, *names = WORDS.findall(statement)
-            types.update((name, kind[1:]) for name in names if "<" not in name)
+            bits = "pred" if kind == ".pred" else f"b{width(kind[1:])}"
+            types.update((name, bits) for name in names if "<" not in name)
         else:
-            blocks[-1].instructions.append(instruction(statement))
-            if blocks[-1].instructions[-1].parts[0] in ENDS:
-                blocks.append(Block())
+            blocks[-1].append(instruction(statement))
+            if blocks[-1][-1].parts[0] in ENDS:
+                blocks.append([])
     parameters = {name: kind for kind, name in re.findall(r"\.param \.(\w+).*?(\w+_param_\d+)", head)}
     return Kernel(parameters, types, blocks, labels)
 
@@ -96,7 +94,7 @@ def statements(body: str) -> Iterator[str]:
             text = " ".join(match["text"].split())
             if text.startswith(".reg") and len(scopes) > 1:
                 scopes[-1][1].update(WORDS.findall(text)[2:])
-            for number, names in scopes[1:]:
+            for number, names in reversed(scopes[1:]):
                 for name in names:
                     text = re.sub(rf"(?<![\w%.$]){re.escape(name)}(?![\w.])", f"{name}_in_{number}", text)
             yield text
