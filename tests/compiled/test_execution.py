@@ -12,7 +12,7 @@ import torch
 from interleaving import Deadlock
 from ptx.driver import executing
 from races import DataRace
-from support import DTYPES, compare, compare_samples, random, thorough, vector
+from support import DEVICE, DTYPES, compare, compare_samples, random, thorough, vector
 from test_epilogue import check
 from test_interleavings import ALL, Step
 from test_strategies import WAYS, vectors
@@ -20,6 +20,8 @@ from test_strategies import WAYS, vectors
 import tritonbn
 from tritonbn import configs
 from tritonbn.launching import counters
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="tensors are a GPU's here, which runs the kernels itself")
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
 
