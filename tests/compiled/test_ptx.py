@@ -300,6 +300,14 @@ def test_sums_of_warps():
     assert run("redux.sync.add.s32 %r9, %r900, -1;", threads=64) == [sum(range(32))] * 32 + [sum(range(32, 64))] * 32
 
 
+def test_lanes_that_part_wait_for_each_other_where_they_exchange_values():
+    """Whatever the order in which the compiler has laid out what they do apart."""
+    apart = "setp.lt.s32 %p2, %r900, 3; @%p2 bra $late;"
+    joined = "$join: shfl.sync.bfly.b32 %r9, %r900, 1, 31, -1; bra $end;"
+    late = "$late: add.s32 %r1, %r1, 1; bra $join; $end: mov.b32 %r8, 0;"
+    assert run(apart + joined + late) == [lane ^ 1 for lane in range(LANES)]
+
+
 def test_a_loop_whose_lanes_leave_it_one_by_one():
     loop = "$again: add.s32 %r9, %r9, 3; sub.s32 %r1, %r1, 1; setp.gt.s32 %p2, %r1, 0; @%p2 bra $again;"
     assert run(loop, [(lane % 7, 0, 0) for lane in range(LANES)]) == [3 * max(1, lane % 7) for lane in range(LANES)]

@@ -44,6 +44,7 @@ class Code:
         except Exception as error:
             raise Unknown(f"a kernel that cannot be read: {error!r}") from error
         self.blocks = [[(each, operation(each, self.kernel)) for each in block] for block in self.kernel.blocks]
+        self.gathers = np.array([bool(block) and block[0].gathers for block in self.kernel.blocks])
 
 
 code = lru_cache(maxsize=256)(Code)
@@ -229,7 +230,7 @@ class Machine:
         self.steps += 1
         if self.steps > STEPS:
             raise Deadlock(f"programs {self.numbers(self.block != ENDED)} do not end")
-        ready = (self.block != ENDED) & ~self.in_barrier & ~self.waits
+        ready = (self.block != ENDED) & ~self.in_barrier & ~self.waits & ~self.parted()
         if ready.any():
             return ready
         if not self.changed:
@@ -237,6 +238,12 @@ class Machine:
         self.changed = self.waits[:] = False
         self.asked.clear()
         return self.ready()
+
+    def parted(self) -> np.ndarray:
+        """Lanes before an operation of the whole warp to which others of it have still to come."""
+        warps = self.block.reshape(-1, WARP)
+        first = np.where(warps == ENDED, len(self.code.gathers), warps).min(axis=1)
+        return self.code.gathers[self.block] & np.repeat(first != warps.max(axis=1), WARP)
 
     def numbers(self, lanes: np.ndarray) -> list[int]:
         """The programs of some of the lanes."""

@@ -33,6 +33,11 @@ class Instruction:
         """The operation, its modifiers and types."""
         return self.name.split(".")
 
+    @property
+    def gathers(self) -> bool:
+        """Whether it is one operation of a whole warp, whose lanes wait for each other."""
+        return "sync" in self.parts
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -69,8 +74,11 @@ def parse(ptx: str) -> Kernel:
             bits = "pred" if kind == ".pred" else f"b{width(kind[1:])}"
             types.update((name, bits) for name in names if "<" not in name)
         else:
-            blocks[-1].append(instruction(statement))
-            if blocks[-1][-1].parts[0] in ENDS:
+            each = instruction(statement)
+            if each.gathers and blocks[-1] and not any(earlier.gathers for earlier in blocks[-1]):
+                blocks.append([])
+            blocks[-1].append(each)
+            if each.parts[0] in ENDS:
                 blocks.append([])
     parameters = {name: kind for kind, name in re.findall(r"\.param \.(\w+).*?(\w+_param_\d+)", head)}
     return Kernel(parameters, types, blocks, labels)
