@@ -133,6 +133,7 @@ EXACT = {
     "bfe.s32 %r9, %r1, %r3, %r2;": lambda a, b, c: field(a, c, b, True),
     "bfe.s32 %r9, %r1, 28, %r3;": lambda a, b, c: field(a, 28, c, True),
     "prmt.b32 %r9, %r1, %r2, 0x3340U;": lambda a, b, c: bytes_of(a, b, 0x3340),
+    "shf.l.wrap.b32 %r9, %r1, %r2, %r3;": lambda a, b, c: ((b << 32 | a) << c % 32 >> 32) % 2**32,
     "prmt.b32 %r9, %r1, %r2, %r2;": lambda a, b, c: bytes_of(a, b, b & 0xFFFF),
     "cvt.s64.s32 %rd9, %r1;": lambda a, b, c: s32(a) % 2**64,
     "cvt.u64.u32 %rd9, %r1;": lambda a, b, c: a,

@@ -135,6 +135,12 @@ def bit_field(a: Array, position: Array, length: Array) -> Array:
     return shifted_right(shifted_left(shifted_right(a, position & 255), rest), rest)
 
 
+def funnelled(low: Array, high: Array, by: Array) -> Array:
+    """The upper half of two registers in a row, shifted left by as many bits as the last five of a number say."""
+    both = np.asarray(high).astype(np.uint64) << 32 | low
+    return (both << (np.asarray(by) & 31).astype(np.uint64) >> 32).astype(np.uint32)
+
+
 def permuted(a: Array, b: Array, selector: Array) -> Array:
     """Four of the eight bytes of b and a, or their signs."""
     both = np.asarray(b).astype(np.uint64) << 32 | a
@@ -211,6 +217,7 @@ TERNARY: dict[str, Callable[[Array, Array, Array], Array]] = {
     "mad": lambda a, b, c: a * b + c,
     "bfe": bit_field,
     "prmt": permuted,
+    "shf": funnelled,
 }
 """Operations on three operands."""
 

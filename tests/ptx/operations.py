@@ -401,6 +401,7 @@ MODES = {
     for names, modes in {
         "mov not and or xor shl shr rem bfe prmt selp": "",
         "bra ret exit": "uni",
+        "shf": "l wrap",
         "bar": "sync warp",
         "cvta": "to global shared",
         "add sub fma": "rn ftz",
