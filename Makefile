@@ -25,7 +25,8 @@ test thorough: $(VENV)/installed lint
 	TRITON_INTERPRET=0 $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(CASES) --benchmark-disable tests/compiled benchmarks
 
 machine: $(VENV)/installed
-	TRITONBN_TEST_MACHINE=$(ARCH) $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not thorough and not backend_choice"
+	TRITON_INTERPRET=0 TRITONBN_TEST_MACHINE=$(ARCH) $(VENV)/bin/python -m pytest -n 2 --dist worksteal \
+		-m "not thorough and not backend_choice"  # under the machine the kernels are the only choice
 
 gpu: $(VENV)/installed
 	@$(VENV)/bin/python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'make gpu: torch sees no GPU; \
