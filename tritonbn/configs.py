@@ -33,9 +33,6 @@ Where several processes share a batch, "moments" and "normalize" are the halves 
 UNMERGED: tuple[Mode, ...] = ("inference", "elementwise", "normalize", "gradients")
 """One sweep, whose programs have nothing to merge."""
 
-RESULTS = {"forward": 4, "backward": 2, "moments": 4, "sums": 2}
-"""Numbers of each chunk and channel that are merged, in all others."""
-
 ONE_SWEEP: tuple[Mode, ...] = (*UNMERGED, "sums", "moments")
 """What reads its tensors but once, whatever the config."""
 
@@ -104,6 +101,13 @@ class Work:
     def itemsize(self) -> int:
         """Bytes of an element."""
         return self.dtype.itemsize
+
+    @property
+    def results(self) -> int:
+        """Numbers of each chunk and channel that are merged: kernels/moments.py, kernels/sums.py."""
+        if self.mode in UNMERGED:
+            return 0
+        return 3 if self.mode in ("forward", "moments") and self.itemsize > 2 else 2
 
     @property
     def has_signs(self) -> bool:
@@ -227,10 +231,10 @@ def together(rereads: int, mode: Mode) -> int:
     return most if rereads >= 2 * most and rereads % most == 0 else 1
 
 
-MERGED_A_THREAD = 4
+MERGED_A_THREAD = 16
 """Results of chunks that a thread loads at once."""
 
-MOST_ROUNDS = 2
+MOST_ROUNDS = 1
 """Pieces in which one program may merge all chunks, one piece after the other; with more, spans of them come first."""
 
 

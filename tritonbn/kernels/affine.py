@@ -4,20 +4,20 @@ import triton
 import triton.language as tl
 
 from .epilogue import activate, pack_bits, passes
-from .view import load_tile, locate_bytes, spread, store_tile
+from .view import load_tile, locate_bytes, store_tile
 from .wide import wide
 
 
 @triton.jit
-def bn(deviation, affine, view):
+def bn(deviation, affine):
     """bn(x) of a tile of x - mean."""
-    return deviation * spread(affine.scale, view) + spread(affine.shift, view)
+    return deviation * affine.scale + affine.shift
 
 
 @triton.jit
 def store_y(value, affine, y, residual, epilogue, tile, item, view, AT: tl.constexpr = 0):
     """Write the y of a tile of x, and the bits by which its gradient is known where x alone does not tell."""
-    z = bn(wide(value, view) - spread(affine.mean, view), affine, view)
+    z = bn(wide(value, view) - affine.mean, affine)
     if residual.base is not None:
         added, _ = load_tile(residual, tile, item, view, AT)
         z += added.to(z.dtype)

@@ -11,18 +11,18 @@ With given statistics (TRAINING false) dx = weight invstd dz, which "sums" write
 import triton
 import triton.language as tl
 
-from .channel import VECTORS, affine_of, load_statistics
+from .channel import VECTORS, load_affine_map, load_scale
 from .exchange import dataflow_item, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
-from .partials import rows_of, store_row
+from .partials import load_first_pair, rows_of, store_row
 from .ranks import load_sums, send_sums
 from .records import Epilogue, Exchange, Item, Strided, View
-from .sums import add_sums, last_to_add, load_first_pair
+from .sums import add_sums, last_to_add
 from .upstream import load_dz
 from .view import (
     block_and_chunk,
     block_channels,
-    channel_sum,
+    channel_sums,
     spread,
     store_tile,
     tiles_of_chunk,
@@ -86,32 +86,31 @@ def backward(
     c = block_channels(block, view.BLOCK_C, view.INDEX)
     item = Item(block, chunk, c)
     first, last = tiles_of_chunk(chunk, tiles_per_chunk, view)
-    mean, invstd = load_statistics(statistics, c, view)
-    affine = affine_of(mean, invstd, weight, bias, c, view)
-    wide_mean = spread(mean, view)
+    affine = load_affine_map(statistics, weight, bias, c, view)
 
     if PHASE != "gradients" and adds:
         sum_dz, sum_dz_x = zero_tile(view), zero_tile(view)
         for tile in tl.range(first, last, num_stages=STAGES):
-            dz, deviation, mask = load_dz(x, dy, residual, wide_mean, affine, epilogue, tile, item, view)
+            dz, deviation, mask = load_dz(x, dy, residual, affine, epilogue, tile, item, view)
             if dresidual.base is not None:
                 store_tile(dresidual, dz, tile, item, view)
             if dx.base is not None and not TRAINING:
-                store_tile(dx, dz * spread(affine.scale, view), tile, item, view)
+                store_tile(dx, dz * affine.scale, tile, item, view)
             dz = tl.where(mask, dz, 0.0)
             sum_dz += dz
             sum_dz_x += dz * tl.where(mask, deviation, 0.0)
         if exchange.partials is not None:  # None where nobody wants the sums
             rows = rows_of(block, 2, exchange, view)
-            store_row(rows, chunk, (channel_sum(sum_dz, view), channel_sum(sum_dz_x, view)), c, exchange, view)
+            store_row(rows, chunk, channel_sums(sum_dz, sum_dz_x, view), exchange, view)
             if last_to_add(rows, item, exchange, view):
-                total_dz, total_dz_x = add_sums(rows, c, exchange, view)
+                scale, invstd = load_scale(statistics, weight, c, view)
+                total_dz, total_dz_x = add_sums(rows, exchange, view)
                 values = values_of_channel(view)
                 if RANKS:
                     send_sums(rows_of(exchange.blocks, 2, exchange, view), item, view, total_dz, total_dz_x, values)
                 else:
-                    x_factor, offset = coefficients(affine.scale, invstd, total_dz, total_dz_x, values)
-                    store_row(rows, 0, (x_factor, offset), c, exchange, view)
+                    x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
+                    store_row(rows, 0, (x_factor, offset), exchange, view)
                 if PHASE == "dataflow":
                     release(block, exchange.chunks, exchange)
                 store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
@@ -121,9 +120,11 @@ def backward(
             wait(item, 1, exchange)
         if RANKS:
             total_dz, total_dz_x, values = load_sums(exchange.partials, c, view)
-            x_factor, offset = coefficients(affine.scale, invstd, total_dz, total_dz_x, values)
+            scale, invstd = load_scale(statistics, weight, c, view)
+            x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
         else:
-            x_factor, offset = load_first_pair(rows_of(block, 2, exchange, view), c, exchange, view)
+            x_factor, offset = load_first_pair(rows_of(block, 2, exchange, view), exchange, view)
+        x_factor, offset = spread(x_factor, view), spread(offset, view)
         for tile in tl.range(first, last, num_stages=STAGES):
-            dz, deviation, _ = load_dz(x, dy, residual, wide_mean, affine, epilogue, tile, item, view)
-            store_tile(dx, input_gradient(dz, deviation, affine.scale, x_factor, offset, view), tile, item, view)
+            dz, deviation, _ = load_dz(x, dy, residual, affine, epilogue, tile, item, view)
+            store_tile(dx, input_gradient(dz, deviation, affine.scale, x_factor, offset), tile, item, view)

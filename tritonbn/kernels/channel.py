@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .records import Affine
+from .view import spread
 
 VECTORS = ("weight", "bias", "running_mean", "running_var", "average_factor", "num_batches_tracked")
 """Arguments that the user holds: kernels take them wherever they begin, so that no launch has to look where."""
@@ -14,7 +15,7 @@ VECTORS = ("weight", "bias", "running_mean", "running_var", "average_factor", "n
 
 @triton.jit
 def load_channels(vector, c, view):
-    """Elements [BLOCK_C] of a vector (C,), in the precision of the statistics."""
+    """The elements c of a vector (C,), in the precision of the statistics."""
     return tl.load(vector + c, c < view.channels, other=0.0).to(view.ACCUMULATOR)
 
 
@@ -45,10 +46,25 @@ def load_affine(weight, bias, c, view):
 
 
 @triton.jit
-def affine_of(mean, invstd, weight, bias, c, view):
-    """The affine map of each channel."""
+def load_affine_map(statistics, weight, bias, c, view):
+    """The affine map of channels [BLOCK_C], for all elements of a tile."""
+    mean, invstd = load_statistics(statistics, c, view)
     factor, shift = load_affine(weight, bias, c, view)
-    return Affine(mean, factor * invstd, shift)
+    return spread_affine(mean, factor * invstd, shift, view)
+
+
+@triton.jit
+def spread_affine(mean, scale, shift, view):
+    """The affine map that consists of these numbers [BLOCK_C], for all elements of a tile."""
+    return Affine(spread(mean, view), spread(scale, view), spread(shift, view))
+
+
+@triton.jit
+def load_scale(statistics, weight, c, view):
+    """weight invstd, and invstd [BLOCK_C]."""
+    factor, _ = load_affine(weight, None, c, view)
+    invstd = load_channels(statistics + view.channels, c, view)
+    return factor * invstd, invstd
 
 
 @triton.jit
@@ -61,10 +77,3 @@ def dealt(vector, DEAL: tl.constexpr):
     if DEAL:
         vector = tl.inline_asm_elementwise("", "=r,0", [vector], dtype=vector.dtype, is_pure=False, pack=1)
     return vector
-
-
-@triton.jit
-def update_running(buffer, c, view, value, factor):
-    """buffer (C,) <- (1 - factor) buffer + factor value, computed in the precision of the statistics."""
-    old = load_channels(buffer, c, view)
-    tl.store(buffer + c, (1.0 - factor) * old + factor * value, c < view.channels)

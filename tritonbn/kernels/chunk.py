@@ -1,4 +1,4 @@
-"""A chunk that a resident program keeps in registers: a tuple of tiles, as many as its config says.
+"""A chunk that a resident program keeps in registers: a tuple of tiles, as many as its config says (holding.py).
 
 Of a chunk that finds no room only the first TILES are kept. The others are read twice, TOGETHER at a time: 0 where
 there are none.
@@ -9,8 +9,9 @@ Behind those of the tiles that are kept follow those of TOGETHER others, whichev
 import triton
 import triton.language as tl
 
+from .edges import edges_before
 from .upstream import load_clue
-from .view import load_tile, tiles_of_block
+from .view import load_tile, tiles_of_block, values_before
 
 
 @triton.jit
@@ -31,6 +32,13 @@ def tiles_and_parts(chunk, chunks, view, holding):
 
 
 @triton.jit
+def values_before_chunk(chunk, chunks, view, holding):
+    """How many elements of one channel lie in the chunks before this one: all, where it is the one behind the last."""
+    first, _ = tiles_and_parts(chunk, chunks, view, holding)
+    return values_before(first, view) + edges_before(chunk, chunks, view)
+
+
+@triton.jit
 def load_chunk(x, first, TILES: tl.constexpr, item, view, AT: tl.constexpr = 0):
     """The tiles from `first` on, each in its own dtype and zero where there is no element; and where there is one."""
     tiles, masks = (), ()
@@ -47,59 +55,3 @@ def load_clues(residual, epilogue, first, TILES: tl.constexpr, item, view, AT: t
     for t in tl.static_range(TILES):
         clues = clues + (load_clue(residual, epilogue, first + t, item, view, AT + t),)
     return clues
-
-
-@triton.jit
-def loaded(tiles, HOLD: tl.constexpr):
-    """The same tiles: no value of them is computed with before all loads above are under way."""
-    if HOLD is not None:
-        tiles = opaque(tiles)
-    return tiles
-
-
-@triton.jit
-def packed(tiles, HOLD: tl.constexpr, ALONE: tl.constexpr = False):
-    """The same tiles, if "packed" as they came from memory: the compiler cannot keep converted values instead.
-
-    With ALONE, where nobody is waited for in between, CUDA's assembler cannot either, which sees what LLVM does not.
-    """
-    if HOLD == "packed":
-        if ALONE:
-            tiles = combined_with_zero(tiles)
-        else:
-            tiles = opaque(tiles)
-    return tiles
-
-
-@triton.jit
-def anew(first, HOLD: tl.constexpr, ALONE: tl.constexpr = False):
-    """The same tile number, so that the compiler computes offsets anew: it would keep all of them in the wait."""
-    if HOLD is not None:
-        word: tl.constexpr = "=l,0" if first.dtype == tl.int64 else "=r,0"
-        if ALONE:
-            first += tl.program_id(1)
-        first = tl.inline_asm_elementwise("", word, [first], dtype=first.dtype, is_pure=False, pack=1)
-    return first
-
-
-@triton.jit
-def opaque(tiles):
-    """The same 16-bit tiles, from assembly that the compiler cannot look into, and that is empty."""
-    copies = ()
-    for t in tl.static_range(len(tiles)):
-        copy = tl.inline_asm_elementwise("", "=r,0", [tiles[t]], dtype=tiles[t].dtype, is_pure=False, pack=2)
-        copies = copies + (copy,)
-    return copies
-
-
-@triton.jit
-def combined_with_zero(tiles):
-    """The same 16-bit tiles, combined with a zero that no compiler knows: grids have no second axis."""
-    zero = tl.program_id(1).to(tl.int16)
-    copies = ()
-    for t in tl.static_range(len(tiles)):
-        copy = tl.inline_asm_elementwise(
-            "xor.b32 $0, $1, $2;", "=r,r,r", [tiles[t], zero], dtype=tiles[t].dtype, is_pure=False, pack=2
-        )
-        copies = copies + (copy,)
-    return copies

@@ -16,7 +16,7 @@ from .gradient import input_gradient
 from .records import Strided
 from .tile import tile_offsets
 from .upstream import dz_and_deviation, masked_dz
-from .view import spread, sum_to_edges
+from .view import sum_to_edges
 
 
 @triton.jit
@@ -36,23 +36,23 @@ def edges_each(chunks, view):
 
 
 @triton.jit
-def edge_count(chunk, chunks, view):
-    """How many this chunk has; 0 where planes have none."""
-    count = 0
+def edges_before(chunk, chunks, view):
+    """How many elements of edges of each channel the chunks before this one have."""
+    before = chunk * 0
     if view.EDGES:
-        each = edges_each(chunks, view)
-        count = tl.maximum(tl.minimum(tl.cast(view.outer, view.INDEX) * view.EDGES - chunk * each, each), 0)
-    return count
+        before = tl.minimum(chunk * edges_each(chunks, view), tl.cast(view.outer, view.INDEX) * view.EDGES)
+    return before
 
 
 @triton.jit
 def edge_places(x, t, item, chunks, view):
     """Element offsets in one tensor of a tile of a chunk's edges, and which of them exist."""
     number = t * view.LANES + tl.arange(0, view.LANES)[None, None, :]
-    exists = number < edge_count(item.chunk, chunks, view)
+    before = edges_before(item.chunk, chunks, view)
+    exists = number < edges_before(item.chunk + 1, chunks, view) - before
     if view.MASK_C:
         exists = exists & (item.c < view.channels)[:, None, None]
-    number += item.chunk * edges_each(chunks, view)
+    number += before
     head = view.ALIGN - 1 - (item.c * x.c + (view.ALIGN - 1)) % view.ALIGN
     edge = number % view.EDGES
     i = edge + tl.where(edge < head[:, None, None], 0, view.inner)
@@ -88,7 +88,7 @@ def y_of_edges(edges, residual, affine, epilogue, view):
     """y of tiles of x and of the residual."""
     values = ()
     for t in tl.static_range(len(edges)):
-        z = bn(edges[t].to(view.ACCUMULATOR) - spread(affine.mean, view), affine, view)
+        z = bn(edges[t].to(view.ACCUMULATOR) - affine.mean, affine)
         values = values + (activate(z + tl.cast(residual[t], view.ACCUMULATOR), epilogue),)
     return values
 
@@ -98,9 +98,7 @@ def gradients_of_edges(edges_dy, edges_x, residual, affine, epilogue, view):
     """dz and x - mean of tiles of dy, of x and of the residual."""
     gradients, deviations = (), ()
     for t in tl.static_range(len(edges_x)):
-        dz, deviation = dz_and_deviation(
-            edges_dy[t], edges_x[t], residual[t], spread(affine.mean, view), affine, epilogue, view
-        )
+        dz, deviation = dz_and_deviation(edges_dy[t], edges_x[t], residual[t], affine, epilogue, view)
         gradients, deviations = gradients + (dz,), deviations + (deviation,)
     return gradients, deviations
 
@@ -117,9 +115,9 @@ def add_edge_gradients(sum_dz, sum_dz_x, gradients, deviations, masks, epilogue,
 
 
 @triton.jit
-def dx_of_edges(gradients, deviations, scale, x_factor, offset, view):
+def dx_of_edges(gradients, deviations, scale, x_factor, offset):
     """dx of tiles of dz and of x - mean."""
     values = ()
     for t in tl.static_range(len(gradients)):
-        values = values + (input_gradient(gradients[t], deviations[t], scale, x_factor, offset, view),)
+        values = values + (input_gradient(gradients[t], deviations[t], scale, x_factor, offset),)
     return values

@@ -9,7 +9,7 @@ wide where a plane of 7 x 7 or a pixel of 3 channels alone would be read element
 import triton
 import triton.language as tl
 
-from .tile import MOST_DEALT, PARTLY, column_sum, multiple
+from .tile import MOST_DEALT, PARTLY, column_sum, column_sums, multiple
 
 
 @triton.jit
@@ -60,6 +60,18 @@ def run_offsets(x, block, run, lane, view):
 @triton.jit
 def run_sum(value, view):
     """[1, BLOCK_O, BLOCK_I] -> [BLOCK_C]: the lanes of each channel, in all runs."""
+    return column_sum(lanes_of_channels(value, view))
+
+
+@triton.jit
+def run_sums(first, second, view):
+    """The same of two tiles at once."""
+    return column_sums(lanes_of_channels(first, view), lanes_of_channels(second, view))
+
+
+@triton.jit
+def lanes_of_channels(value, view):
+    """[1, BLOCK_O, BLOCK_I] -> [R, BLOCK_C]: in each column the lanes of a channel, in all runs."""
     if value.shape[1] * value.shape[2] > MOST_DEALT:
         value = tl.sum(value, 1, keep_dims=True)
     BLOCK_O: tl.constexpr = value.shape[1]
@@ -74,15 +86,25 @@ def run_sum(value, view):
     exists = (c < view.RUN // view.FOLD) & (f < view.FOLD)
     at = tl.reshape(tl.where(exists, run * BLOCK_I + lane, 0), [BLOCK_O * BLOCK_F * view.BLOCK_C])
     parts = tl.gather(tl.reshape(value, [BLOCK_O * BLOCK_I]), at, 0)
-    return column_sum(tl.where(exists, tl.reshape(parts, [BLOCK_O * BLOCK_F, view.BLOCK_C]), 0.0))
+    return tl.where(exists, tl.reshape(parts, [BLOCK_O * BLOCK_F, view.BLOCK_C]), 0.0)
 
 
 @triton.jit
 def over_run(value, view):
-    """[BLOCK_C] -> [1, 1, BLOCK_I]: each channel's number in all of its lanes."""
+    """[BLOCK_C] -> [1, 1, BLOCK_I]: each channel's number in all of its lanes.
+
+    Of pixels a thread asks for WIDE neighbouring channels: in shared memory every WIDE-th lie side by side, or threads
+    would ask the same few banks for them.
+    """
+    CROWDED: tl.constexpr = view.CHANNELS_LAST and view.BLOCK_C >= 16 and view.RUN // view.FOLD % 4 == 0
+    WIDE: tl.constexpr = 8 if CROWDED else 1
+    APART: tl.constexpr = view.BLOCK_C // WIDE
     lane = tl.arange(0, view.BLOCK_I)
     if view.CHANNELS_LAST:
         channel = lane % (view.RUN // view.FOLD)
     else:
-        channel = tl.minimum(lane // view.FOLD, value.shape[0] - 1)
+        channel = tl.minimum(lane // view.FOLD, view.BLOCK_C - 1)
+    if WIDE > 1:
+        value = tl.reshape(tl.permute(tl.reshape(value, [APART, WIDE]), (1, 0)), [view.BLOCK_C])
+        channel = channel % WIDE * APART + channel // WIDE
     return tl.gather(value, channel, 0)[None, None, :]

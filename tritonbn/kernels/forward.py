@@ -10,25 +10,25 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import VECTORS, affine_of, load_statistics, store_statistics
+from .channel import VECTORS, load_affine, load_affine_map, spread_affine, store_statistics
 from .exchange import dataflow_item, release, wait
-from .finish import finish_channels
-from .moments import last_to_merge, merge_chunks, store_moments
+from .finish import finish_channels, load_running
+from .moments import last_to_merge, merge_chunks, moments_of, store_moments
 from .partials import rows_of
 from .ranks import merge_ranks, send_moments
-from .records import Epilogue, Exchange, Item, Running, Strided, View
+from .records import Epilogue, Exchange, Holding, Item, Running, Strided, View
 from .rounding import invstd_of
 from .view import (
     block_and_chunk,
     block_channels,
-    channel_sum,
+    channel_sums,
     load_tile,
     spread,
     tiles_of_chunk,
     values_before,
     values_of_channel,
 )
-from .welford import centred_moments, finite_or_zero, mean_of
+from .welford import centre_of, centred_moments
 from .wide import wide
 
 
@@ -42,7 +42,7 @@ def forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: one bit per element, whether the activation passes its gradient
-    partials,  # of partials.py: each chunk's mean, as centre and offset, M2, and number of values;
+    partials,  # of partials.py: each chunk's mean and M2;
     # if RANKS, then moments (3 C + 1) of this process, and for "normalize" nothing but those of all (RANKS, 3 C + 1)
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
@@ -69,14 +69,14 @@ def forward_kernel(
             channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN,
         ),
-        tiles_per_chunk, window, PHASE, RANKS, STAGES,
+        Holding(None, tiles_per_chunk, 0, STAGES, 0), window, PHASE, RANKS,
     )  # fmt: skip
 
 
 @triton.jit
 def forward(
-    x, y, residual, weight, bias, statistics, eps, running, epilogue, exchange, view, tiles_per_chunk, window,
-    PHASE: tl.constexpr, RANKS: tl.constexpr, STAGES: tl.constexpr,
+    x, y, residual, weight, bias, statistics, eps, running, epilogue, exchange, view, holding, window,
+    PHASE: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     """One item, or one half of it."""
     if PHASE == "dataflow":
@@ -88,37 +88,36 @@ def forward(
         measures, normalizes = PHASE == "statistics", PHASE == "normalize"
     c = block_channels(block, view.BLOCK_C, view.INDEX)
     item = Item(block, chunk, c)
-    first, last = tiles_of_chunk(chunk, tiles_per_chunk, view)
+    first, last = tiles_of_chunk(chunk, holding.TILES, view)
 
     if PHASE != "normalize" and measures:
         value, mask = load_tile(x, first, item, view)
-        before = values_before(first, view)
-        count = values_before(first + 1, view) - before
-        mean = mean_of((value,), (), count.to(view.ACCUMULATOR), view)
-        centre = finite_or_zero(mean)
+        centre = centre_of(value, first, view)
         wide_centre = spread(centre, view)
         sum_deviation = wide(value, view) - tl.where(mask, wide_centre, 0.0)
         sum_squares = sum_deviation * sum_deviation
-        for tile in tl.range(first + 1, last, num_stages=STAGES):
+        for tile in tl.range(first + 1, last, num_stages=holding.STAGES):
             more, mask = load_tile(x, tile, item, view)
             deviation = wide(more, view) - tl.where(mask, wide_centre, 0.0)
             sum_deviation += deviation
             sum_squares += deviation * deviation
-        count = (values_before(last, view) - before).to(view.ACCUMULATOR)
-        offset, M2 = centred_moments(channel_sum(sum_deviation, view), channel_sum(sum_squares, view), count)
-        rows = rows_of(block, 4, exchange, view)
-        store_moments(rows, chunk, centre, offset, M2, count, c, exchange, view)
-        if last_to_merge(rows, item, exchange, view):
-            centre, offset, variance = merge_chunks(rows, c, exchange, view)
+        count = (values_before(last, view) - values_before(first, view)).to(view.ACCUMULATOR)
+        sum_deviation, sum_squares = channel_sums(sum_deviation, sum_squares, view)
+        offset, M2 = centred_moments(sum_deviation, sum_squares, count)
+        rows = rows_of(block, moments_of(x), exchange, view)
+        store_moments(x, rows, chunk, centre, offset, M2, exchange, view)
+        if last_to_merge(x, rows, item, exchange, holding, view):
+            old = load_running(running, c, view.channels, view)
+            centre, offset, variance = merge_chunks(x, rows, exchange, holding, view)
             if RANKS:
-                sent = rows_of(exchange.blocks, 4, exchange, view)
+                sent = rows_of(exchange.blocks, moments_of(x), exchange, view)
                 send_moments(sent, item, view, centre, offset, variance, values_of_channel(view))
             else:
                 mean, invstd = centre + offset, invstd_of(variance, eps)
                 store_statistics(statistics, c, view, mean, invstd)
                 if PHASE == "dataflow":
                     release(block, exchange.chunks, exchange)
-                finish_channels(mean, variance, values_of_channel(view), running, item, exchange, view)
+                finish_channels(mean, variance, values_of_channel(view), old, running, item, exchange, view)
 
     if PHASE != "statistics" and normalizes:
         if PHASE == "dataflow":
@@ -128,10 +127,12 @@ def forward(
             invstd = invstd_of(variance, eps)
             if chunk == 0:
                 store_statistics(statistics, c, view, mean, invstd)
-                finish_channels(mean, variance, values, running, item, exchange, view)
+                old = load_running(running, c, view.channels, view)
+                finish_channels(mean, variance, values, old, running, item, exchange, view)
+            factor, shift = load_affine(weight, bias, c, view)
+            affine = spread_affine(mean, factor * invstd, shift, view)
         else:
-            mean, invstd = load_statistics(statistics, c, view)
-        affine = affine_of(mean, invstd, weight, bias, c, view)
-        for tile in tl.range(first, last, num_stages=STAGES):
+            affine = load_affine_map(statistics, weight, bias, c, view)
+        for tile in tl.range(first, last, num_stages=holding.STAGES):
             value, _ = load_tile(x, tile, item, view)
             store_y(value, affine, y, residual, epilogue, tile, item, view)

@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 
-from .view import spread
-
 
 @triton.jit
 def store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x):
@@ -22,8 +20,6 @@ def coefficients(scale, invstd, total_dz, total_dz_x, values):
 
 
 @triton.jit
-def input_gradient(dz, deviation, scale, x_factor, offset, view):
-    """A tile of dx from those of dz and x - mean."""
-    gradient = deviation * spread(x_factor, view)
-    gradient += spread(offset, view)
-    return gradient + dz * spread(scale, view)
+def input_gradient(dz, deviation, scale, x_factor, offset):
+    """A tile of dx from those of dz and x - mean, and what of its channels meets their elements."""
+    return deviation * x_factor + offset + dz * scale

@@ -4,10 +4,10 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import VECTORS, dealt, load_affine, load_channels, store_statistics
+from .channel import VECTORS, dealt, load_affine, load_channels, spread_affine, store_statistics
 from .chunk import load_chunk
 from .edges import interior, load_edges, write_edges, y_of_edges
-from .records import Affine, Epilogue, Item, Strided, View
+from .records import Epilogue, Item, Strided, View
 from .rounding import invstd_of
 from .view import block_and_chunk, block_channels
 
@@ -65,7 +65,7 @@ def normalize(
     if statistics is not None:
         if chunk == 0:
             store_statistics(statistics, item.c, view, mean, invstd)
-    affine = Affine(dealt(mean, DEAL), dealt(factor * invstd, DEAL), dealt(shift, DEAL))
+    affine = spread_affine(dealt(mean, DEAL), dealt(factor * invstd, DEAL), dealt(shift, DEAL), view)
     for t in tl.static_range(TILES):
         store_y(held[t], affine, y_in, residual_in, epilogue, first + t, item, view, t)
     if view.EDGES:

@@ -34,35 +34,34 @@ def rows_of(block, n: tl.constexpr, exchange, view):
 
 
 @triton.jit
-def store_row(rows, row, numbers, c, exchange, view):
-    """Write a row: of each of two or four quantities the numbers [BLOCK_C]."""
+def store_row(rows, row, numbers, exchange, view):
+    """Write a row: of each of one to three quantities the numbers [BLOCK_C]."""
     at = row * view.BLOCK_C + tl.arange(0, view.BLOCK_C)
-    if view.BLOCK_C == 1:
-        for n in tl.static_range(len(numbers)):
-            tl.store(rows + n * numbers_of(exchange, view) + at, numbers[n], c < view.channels)
-    else:  # as one tensor, which takes as many barriers as one of them to be laid out for the store
-        if len(numbers) == 2:
-            all_numbers = tl.join(numbers[0], numbers[1])
-        else:
-            pairs = tl.join(tl.join(numbers[0], numbers[2]), tl.join(numbers[1], numbers[3]))
-            all_numbers = tl.reshape(pairs, [view.BLOCK_C, 4])
-        n = tl.arange(0, len(numbers))[None, :] * numbers_of(exchange, view)
-        tl.store(rows + n + at[:, None], all_numbers, (c < view.channels)[:, None])
+    PAIRED: tl.constexpr = 2 if view.BLOCK_C > 1 and len(numbers) > 1 else 0
+    if PAIRED:  # as one tensor, which takes as many barriers as one of them to be laid out for the store
+        n = tl.arange(0, 2)[None, :] * numbers_of(exchange, view)
+        tl.store(rows + n + at[:, None], tl.join(numbers[0], numbers[1]))
+    for n in tl.static_range(PAIRED, len(numbers)):
+        tl.store(rows + n * numbers_of(exchange, view) + at, numbers[n])
 
 
 @triton.jit
-def load_rows(rows, n: tl.constexpr, k, end, c, exchange, view):
+def load_rows(rows, n: tl.constexpr, k, end, exchange, view):
     """The numbers [k, BLOCK_C] of the n-th quantity in the rows k, zero from `end` on."""
     at = k[:, None] * view.BLOCK_C + tl.arange(0, view.BLOCK_C)[None, :]
-    exists = (k < end)[:, None] & (c < view.channels)[None, :]
-    return tl.load(rows + n * numbers_of(exchange, view) + at, exists, other=0.0)
+    return tl.load(rows + n * numbers_of(exchange, view) + at, (k < end)[:, None], other=0.0)
 
 
 @triton.jit
-def load_row(rows, n: tl.constexpr, row, c, exchange, view):
+def load_row(rows, n: tl.constexpr, row, exchange, view):
     """The numbers [BLOCK_C] of the n-th quantity in one row."""
-    at = row * view.BLOCK_C + tl.arange(0, view.BLOCK_C)
-    return tl.load(rows + n * numbers_of(exchange, view) + at, c < view.channels, other=0.0)
+    return tl.load(rows + n * numbers_of(exchange, view) + row * view.BLOCK_C + tl.arange(0, view.BLOCK_C))
+
+
+@triton.jit
+def load_first_pair(rows, exchange, view):
+    """Both quantities [BLOCK_C] of the first row."""
+    return load_row(rows, 0, 0, exchange, view), load_row(rows, 1, 0, exchange, view)
 
 
 @triton.jit

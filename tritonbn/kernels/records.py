@@ -64,7 +64,7 @@ class Item(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """bn(x) = (x - mean) scale + shift, each [BLOCK_C]: affine.py."""
+    """bn(x) = (x - mean) scale + shift: affine.py. Each meets the elements of a tile (view.py, spread)."""
 
     mean: Any
     scale: Any
@@ -105,7 +105,7 @@ class Running(NamedTuple):
 
 
 class Holding(NamedTuple):
-    """How a resident program holds its chunk: chunk.py.
+    """How a resident program holds its chunk: chunk.py. Of others only how many tiles a chunk has is of interest.
 
     HOLD is "packed" where tiles have to stay as they came from memory, "loaded" where all loads have to be under way
     first, None where the compiler may do as it likes. Of the other tiles TOGETHER are loaded at a time, in loops of

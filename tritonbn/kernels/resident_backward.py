@@ -7,16 +7,17 @@ cut from the aligned interiors of planes, and a chunk has edges beside (edges.py
 import triton
 import triton.language as tl
 
-from .channel import VECTORS, affine_of, load_statistics
-from .chunk import anew, load_chunk, load_clues, loaded, packed, tiles_and_parts
+from .channel import VECTORS, load_affine, load_affine_map, load_statistics, spread_affine
+from .chunk import load_chunk, load_clues, tiles_and_parts
 from .edges import add_edge_gradients, dx_of_edges, gradients_of_edges, interior, load_edges, write_edges
 from .exchange import everyone_merges, meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
-from .partials import rows_of, store_row
+from .holding import anew, in_turn, loaded, packed
+from .partials import load_first_pair, rows_of, store_row
 from .records import Epilogue, Exchange, Holding, Item, Strided, View
-from .sums import add_sums, last_to_add, load_first_pair
+from .sums import add_sums, last_to_add
 from .upstream import dz_and_deviation, masked_dz
-from .view import block_channels, channel_sum, spread, store_tile, values_of_channel, zero_tile
+from .view import block_channels, channel_sums, spread, store_tile, values_of_channel, zero_tile
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -65,6 +66,7 @@ def resident_backward(
 ):
     """All items of one program."""
     ALONE: tl.constexpr = exchange.BLOCK_K == 1
+    IN_TURN: tl.constexpr = None if ALONE else holding.HOLD  # alone it costs a register more than it saves
     chunks = exchange.chunks
     begin, end, step = my_items(exchange, holding.AT_ONCE)
     for number in range(begin, end, step):
@@ -73,7 +75,9 @@ def resident_backward(
         item = Item(block, (number % chunks).to(view.INDEX), c)
         first, parts = tiles_and_parts(item.chunk, chunks, view, holding)
         mean, invstd = load_statistics(statistics, c, view)
-        affine = affine_of(mean, invstd, weight, bias, c, view)
+        scale, shift = load_affine(weight, bias, c, view)
+        scale *= invstd
+        affine = spread_affine(mean, scale, shift, view)
         x_in, dy_in, dx_in = interior(x, c, view), interior(dy, c, view), interior(dx, c, view)
         residual_in, dresidual_in = residual, dresidual
         if residual.base is not None:
@@ -88,7 +92,7 @@ def resident_backward(
         edges_residual, _ = load_edges(residual, item, chunks, view)
         sum_dz, sum_dz_x = add_gradients(
             zero_tile(view), zero_tile(view), held_dy, held_x, clues, masks, dresidual_in, affine, epilogue, first,
-            item, view,
+            item, view, IN_TURN,
         )  # fmt: skip
         if holding.TOGETHER:
             for part in tl.range(0, parts, num_stages=holding.STAGES):
@@ -98,22 +102,21 @@ def resident_backward(
                 )
                 sum_dz, sum_dz_x = add_gradients(
                     sum_dz, sum_dz_x, more_dy, more_x, more_clues, more_masks, dresidual_in, affine, epilogue, tile,
-                    item, view, holding.TILES,
+                    item, view, IN_TURN, holding.TILES,
                 )  # fmt: skip
         if view.EDGES:
             edges_dz, deviations = gradients_of_edges(edges_dy, edges_x, edges_residual, affine, epilogue, view)
             if dresidual.base is not None:
                 write_edges(dresidual, edges_dz, item, chunks, view)
             sum_dz, sum_dz_x = add_edge_gradients(sum_dz, sum_dz_x, edges_dz, deviations, edge_masks, epilogue, view)
-        total_dz, total_dz_x = channel_sum(sum_dz, view), channel_sum(sum_dz_x, view)
-        x_factor, offset = channel_coefficients(
-            total_dz, total_dz_x, affine.scale, invstd, dweight, dbias, item, exchange, view
-        )
+        if not ALONE:  # anew: no register had to keep it meanwhile
+            affine = load_affine_map(statistics, weight, bias, c, view)
+        x_factor, offset = channel_coefficients(sum_dz, sum_dz_x, scale, invstd, dweight, dbias, item, exchange, view)
+        if ALONE:
+            affine = load_affine_map(statistics, weight, bias, c, view)
         held_dy, held_x = packed(held_dy, holding.HOLD, ALONE), packed(held_x, holding.HOLD, ALONE)
         if residual.base is not None:
             clues = packed(clues, holding.HOLD, ALONE)
-        mean, invstd = load_statistics(statistics, c, view)  # anew: no register has to keep them meanwhile
-        affine = affine_of(mean, invstd, weight, bias, c, view)
         first = anew(first, holding.HOLD if holding.TOGETHER else None, ALONE)
         if holding.TOGETHER:
             for part in tl.range(0, parts, num_stages=holding.STAGES):  # the last first, which the L2 still has
@@ -127,7 +130,7 @@ def resident_backward(
                 )  # fmt: skip
         if view.EDGES:
             item = Item(block, anew(item.chunk, holding.HOLD, ALONE), c)
-            write_edges(dx, dx_of_edges(edges_dz, deviations, affine.scale, x_factor, offset, view), item, chunks, view)
+            write_edges(dx, dx_of_edges(edges_dz, deviations, affine.scale, x_factor, offset), item, chunks, view)
         write_dx(held_dy, held_x, clues, affine, x_factor, offset, dx_in, epilogue, first, item, view)
 
 
@@ -146,53 +149,55 @@ def load_gradients(dy, x, residual, epilogue, first, TILES: tl.constexpr, item, 
 @triton.jit
 def add_gradients(
     sum_dz, sum_dz_x, tiles_dy, tiles_x, clues, masks, dresidual, affine, epilogue, first, item, view,
-    AT: tl.constexpr = 0,
+    HOLD: tl.constexpr, AT: tl.constexpr = 0,
 ):  # fmt: skip
     """The sums of dz and of dz (x - mean), element by element, with these tiles; writes their dresidual if wanted."""
-    wide_mean = spread(affine.mean, view)
     for t in tl.static_range(len(tiles_x)):
-        dz, deviation = dz_and_deviation(tiles_dy[t], tiles_x[t], clues[t], wide_mean, affine, epilogue, view)
+        tiles, sums = in_turn((tiles_dy[t], tiles_x[t]), (sum_dz, sum_dz_x), HOLD)
+        dz, deviation = dz_and_deviation(tiles[0], tiles[1], clues[t], affine, epilogue, view)
         if dresidual.base is not None:
             store_tile(dresidual, dz, first + t, item, view, AT + t)
         dz = masked_dz(dz, masks[t], epilogue)
-        sum_dz += dz
-        sum_dz_x += dz * deviation
+        sum_dz, sum_dz_x = sums[0] + dz, sums[1] + dz * deviation
     return sum_dz, sum_dz_x
 
 
 @triton.jit
-def channel_coefficients(total_dz, total_dz_x, scale, invstd, dweight, dbias, item, exchange, view):
-    """x_factor and offset [BLOCK_C] of all chunks (gradient.py), from the sums of each; one writes the totals."""
+def channel_coefficients(sum_dz, sum_dz_x, scale, invstd, dweight, dbias, item, exchange, view):
+    """x_factor and offset of all chunks (gradient.py) for a tile's elements, from the sums of each, element by element.
+
+    One of its programs writes the gradients of a block.
+    """
     c, values, finishes = item.c, values_of_channel(view), True
+    total_dz, total_dz_x = channel_sums(sum_dz, sum_dz_x, view)
     if exchange.BLOCK_K > 1:
         rows = rows_of(item.block, 2, exchange, view)
-        store_row(rows, item.chunk, (total_dz, total_dz_x), c, exchange, view)
+        store_row(rows, item.chunk, (total_dz, total_dz_x), exchange, view)
     if everyone_merges(exchange, view):
         if exchange.BLOCK_K > 1:
             meet(item, exchange)
-            total_dz, total_dz_x = add_sums(rows, c, exchange, view)
+            total_dz, total_dz_x = add_sums(rows, exchange, view)
             finishes = item.chunk == 0
         x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
         if finishes:
             store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
     else:
         if last_to_add(rows, item, exchange, view):
-            total_dz, total_dz_x = add_sums(rows, c, exchange, view)
+            total_dz, total_dz_x = add_sums(rows, exchange, view)
             x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-            store_row(rows, 0, (x_factor, offset), c, exchange, view)
+            store_row(rows, 0, (x_factor, offset), exchange, view)
             release(item.block, exchange.chunks - 1, exchange)
             store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
         else:
             wait(item, 1, exchange)
-        x_factor, offset = load_first_pair(rows, c, exchange, view)
-    return x_factor, offset
+        x_factor, offset = load_first_pair(rows, exchange, view)
+    return spread(x_factor, view), spread(offset, view)
 
 
 @triton.jit
 def write_dx(tiles_dy, tiles_x, clues, affine, x_factor, offset, dx, epilogue, first, item, view, AT: tl.constexpr = 0):
     """Write dx of these tiles."""
-    wide_mean = spread(affine.mean, view)
     for t in tl.static_range(len(tiles_x) - 1, -1, -1):  # masks of the last tile cost registers if they come last
-        dz, deviation = dz_and_deviation(tiles_dy[t], tiles_x[t], clues[t], wide_mean, affine, epilogue, view)
-        gradient = input_gradient(dz, deviation, affine.scale, x_factor, offset, view)
+        dz, deviation = dz_and_deviation(tiles_dy[t], tiles_x[t], clues[t], affine, epilogue, view)
+        gradient = input_gradient(dz, deviation, affine.scale, x_factor, offset)
         store_tile(dx, gradient, first + t, item, view, AT + t)

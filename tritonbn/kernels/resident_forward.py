@@ -8,17 +8,18 @@ import triton
 import triton.language as tl
 
 from .affine import store_y
-from .channel import VECTORS, load_affine, load_statistics, store_statistics
-from .chunk import anew, load_chunk, loaded, packed, tiles_and_parts
-from .edges import edge_count, interior, load_edges, write_edges, y_of_edges
+from .channel import VECTORS, load_affine, spread_affine, store_statistics
+from .chunk import load_chunk, tiles_and_parts, values_before_chunk
+from .edges import interior, load_edges, write_edges, y_of_edges
 from .exchange import everyone_merges, meet, my_items, release, wait
-from .finish import finish_channels
-from .moments import last_to_merge, merge_chunks, store_moments
-from .partials import rows_of
-from .records import Affine, Epilogue, Exchange, Holding, Item, Running, Strided, View
+from .finish import finish_channels, load_running
+from .holding import anew, loaded, packed
+from .moments import last_to_merge, merge_chunks, moments_of, store_moments
+from .partials import load_first_pair, load_row, rows_of, store_row
+from .records import Epilogue, Exchange, Holding, Item, Running, Strided, View
 from .rounding import invstd_of
-from .view import block_channels, sum_to_edges, values_before, values_of_channel
-from .welford import centre_of, mean_of, moments_about, sums_about
+from .view import block_channels, channel_sums, sum_to_edges, values_of_channel
+from .welford import centre_of, centred_moments, sums_about
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -31,7 +32,7 @@ def resident_forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: one bit per element, whether the activation passes its gradient
-    partials,  # of partials.py: each chunk's mean, as centre and offset, M2, and number of values
+    partials,  # of partials.py: each chunk's mean and M2
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks,
@@ -72,93 +73,108 @@ def resident_forward(x, y, residual, weight, bias, statistics, eps, running, epi
         block = number // chunks
         c = block_channels(block, view.BLOCK_C, view.INDEX)
         item = Item(block, (number % chunks).to(view.INDEX), c)
-        factor, shift = load_affine(weight, bias, c, view)  # early: who waits has them already
         first, parts = tiles_and_parts(item.chunk, chunks, view, holding)
         x_in = interior(x, c, view)
-        held, edges, centre, offset, M2, count = measure_chunk(x, x_in, first, parts, item, chunks, holding, view)
-        mean, invstd = channel_statistics(centre, offset, M2, count, statistics, eps, running, item, exchange, view)
+        given = None
+        if exchange.BLOCK_K == 1:
+            given = load_given(weight, bias, running, item, view)
+        held, edges, centre, sums = measure_chunk(x, x_in, first, parts, item, chunks, holding, view)
+        affine = channel_affine(
+            x, centre, sums, given, weight, bias, statistics, eps, running, item, exchange, holding, view
+        )
         held = packed(held, holding.HOLD)
-        first = anew(first, holding.HOLD if view.CHANNELS_LAST or view.RUN or holding.TOGETHER else None)
+        first = anew(first, holding.HOLD)
         y_in, residual_in = interior(y, c, view), residual
         if residual.base is not None:
             residual_in = interior(residual, c, view)
-        affine = Affine(mean, factor * invstd, shift)
         if holding.TOGETHER:
             for part in tl.range(0, parts, num_stages=holding.STAGES):  # the last first, which the L2 still has
                 tile = first + holding.TILES + (parts - 1 - part) * holding.TOGETHER
                 more, _ = load_chunk(x_in, tile, holding.TOGETHER, item, view, holding.TILES)
                 more = loaded(more, holding.HOLD)
-                write_y(more, affine, y_in, residual_in, epilogue, tile, item, view, holding.TILES)
+                write_y(more, affine, y_in, residual_in, epilogue, tile, item, view, holding, holding.TILES)
         if view.EDGES:
             item = Item(block, anew(item.chunk, holding.HOLD), c)
             edges_residual, _ = load_edges(residual, item, chunks, view)
             write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), item, chunks, view)
-        write_y(held, affine, y_in, residual_in, epilogue, first, item, view)
+        write_y(held, affine, y_in, residual_in, epilogue, first, item, view, holding)
 
 
 @triton.jit
 def measure_chunk(x, x_in, first, parts, item, chunks, holding, view):
-    """What is kept of a chunk, its edges, and its moments: the mean as centre and offset, M2, and number of values."""
+    """What is kept of a chunk, its edges, and the sums of (value - centre) and of its square, element by element."""
     held, masks = load_chunk(x_in, first, holding.TILES, item, view)
     edges, edge_masks = load_edges(x, item, chunks, view)
     held = loaded(held, holding.HOLD)
-    before = values_before(first, view)
-    count = values_before(first + holding.TILES, view) - before
-    in_edges = edge_count(item.chunk, chunks, view)
-    mean = mean_of(held, edges, (count + in_edges).to(view.ACCUMULATOR), view)
-    held = packed(held, holding.HOLD)
-    centre = centre_of(mean, x, holding)
-    sum_deviation, sum_squares = sums_about(centre, held, masks, view)
+    centre = centre_of(held[0], first, view)
+    sum_deviation, sum_squares = sums_about(centre, held, masks, view, holding.HOLD)
     if holding.TOGETHER:
         for part in tl.range(0, parts, num_stages=holding.STAGES):
             tile = first + holding.TILES + part * holding.TOGETHER
             more, more_masks = load_chunk(x_in, tile, holding.TOGETHER, item, view, holding.TILES)
-            more_deviation, more_squares = sums_about(centre, loaded(more, holding.HOLD), more_masks, view)
+            more = loaded(more, holding.HOLD)
+            more_deviation, more_squares = sums_about(centre, more, more_masks, view, holding.HOLD)
             sum_deviation, sum_squares = sum_deviation + more_deviation, sum_squares + more_squares
-        behind = first + holding.TILES + parts * holding.TOGETHER
-        count = values_before(behind, view) - before
     if view.EDGES:
         sum_deviation, sum_squares = sum_to_edges(sum_deviation, view.LANES), sum_to_edges(sum_squares, view.LANES)
-        edge_deviation, edge_squares = sums_about(centre, edges, edge_masks, view)
+        edge_deviation, edge_squares = sums_about(centre, edges, edge_masks, view, None)
         sum_deviation, sum_squares = sum_deviation + edge_deviation, sum_squares + edge_squares
-    count = (count + in_edges).to(view.ACCUMULATOR)
-    offset, M2 = moments_about(sum_deviation, sum_squares, count, x, holding, view)
-    return held, edges, centre, offset, M2, count
+    return held, edges, centre, (sum_deviation, sum_squares)
 
 
 @triton.jit
-def channel_statistics(centre, offset, M2, count, statistics, eps, running, item, exchange, view):
-    """mean and invstd [BLOCK_C] of all chunks, from the moments of each; one of its programs finishes a block."""
-    c, values, finishes = item.c, values_of_channel(view), True
+def load_given(weight, bias, running, item, view):
+    """weight, bias and, for a block's first chunk, the running buffers: before anybody would wait for them."""
+    factor, shift = load_affine(weight, bias, item.c, view)
+    return factor, shift, load_running(running, item.c, tl.where(item.chunk == 0, view.channels, 0), view)
+
+
+@triton.jit
+def channel_affine(x, centre, sums, given, weight, bias, statistics, eps, running, item, exchange, holding, view):
+    """The affine map of all chunks' statistics, from the sums of each; one of its programs finishes a block."""
+    c, chunks, values, finishes = item.c, exchange.chunks, values_of_channel(view), True
+    count = values_before_chunk(item.chunk + 1, chunks, view, holding)
+    count = (count - values_before_chunk(item.chunk, chunks, view, holding)).to(view.ACCUMULATOR)
+    sum_deviation, sum_squares = channel_sums(sums[0], sums[1], view)
+    offset, M2 = centred_moments(sum_deviation, sum_squares, count)
     if exchange.BLOCK_K > 1:
-        rows = rows_of(item.block, 4, exchange, view)
-        store_moments(rows, item.chunk, centre, offset, M2, count, c, exchange, view)
+        rows = rows_of(item.block, moments_of(x), exchange, view)
+        store_moments(x, rows, item.chunk, centre, offset, M2, exchange, view)
+        given = load_given(weight, bias, running, item, view)
+    factor, shift, old = given
     if everyone_merges(exchange, view):
         variance = M2 / count
         if exchange.BLOCK_K > 1:
             meet(item, exchange)
-            centre, offset, variance = merge_chunks(rows, c, exchange, view)
+            centre, offset, variance = merge_chunks(x, rows, exchange, holding, view)
             finishes = item.chunk == 0
         mean = centre + offset
         invstd = invstd_of(variance, eps)
         if finishes:
             store_statistics(statistics, c, view, mean, invstd)
-            finish_channels(mean, variance, values, running, item, exchange, view)
+            finish_channels(mean, variance, values, old, running, item, exchange, view)
+        affine = spread_affine(mean, factor * invstd, shift, view)
     else:
-        if last_to_merge(rows, item, exchange, view):
-            centre, offset, variance = merge_chunks(rows, c, exchange, view)
+        if last_to_merge(x, rows, item, exchange, holding, view):
+            all_old = load_running(running, c, view.channels, view)
+            centre, offset, variance = merge_chunks(x, rows, exchange, holding, view)
+            mean = centre + offset
             invstd = invstd_of(variance, eps)
-            store_statistics(statistics, c, view, centre + offset, invstd)
+            store_row(rows, 0, (mean, factor * invstd), exchange, view)
+            store_row(rows, 1, (shift,), exchange, view)
             release(item.block, exchange.chunks - 1, exchange)
-            finish_channels(centre + offset, variance, values, running, item, exchange, view)
+            store_statistics(statistics, c, view, mean, invstd)
+            finish_channels(mean, variance, values, all_old, running, item, exchange, view)
         else:
             wait(item, 1, exchange)
-        mean, invstd = load_statistics(statistics, c, view)
-    return mean, invstd
+        mean, scale = load_first_pair(rows, exchange, view)
+        affine = spread_affine(mean, scale, load_row(rows, 0, 1, exchange, view), view)
+    return affine
 
 
 @triton.jit
-def write_y(tiles, affine, y, residual, epilogue, first, item, view, AT: tl.constexpr = 0):
+def write_y(tiles, affine, y, residual, epilogue, first, item, view, holding, AT: tl.constexpr = 0):
     """Write y of the tiles from `first` on."""
     for t in tl.static_range(len(tiles) - 1, -1, -1):  # masks of the last tile cost registers if they come last
-        store_y(tiles[t], affine, y, residual, epilogue, first + t, item, view, AT + t)
+        tile = anew(first + t, holding.HOLD)
+        store_y(tiles[t], affine, y, residual, epilogue, tile, item, view, AT + t)

@@ -4,24 +4,18 @@ import triton
 import triton.language as tl
 
 from .exchange import last_chunk, last_of_span
-from .partials import load_row, load_rows, span_of, spans_of, store_row
+from .partials import load_rows, span_of, spans_of, store_row
 
 
 @triton.jit
-def load_first_pair(rows, c, exchange, view):
-    """The two numbers of each channel [BLOCK_C] back, from the first row."""
-    return load_row(rows, 0, 0, c, exchange, view), load_row(rows, 1, 0, c, exchange, view)
-
-
-@triton.jit
-def add_rows(rows, begin, end, c, exchange, view, COUNT: tl.constexpr):
+def add_rows(rows, begin, end, exchange, view, COUNT: tl.constexpr):
     """Both sums [BLOCK_C] over the rows from `begin` to `end`, COUNT at most, BLOCK_M at a time in a fixed order."""
     M: tl.constexpr = COUNT if COUNT < exchange.BLOCK_M else exchange.BLOCK_M  # min is for tensors before Triton 3.6
     first, second = tl.zeros([M, view.BLOCK_C], view.ACCUMULATOR), tl.zeros([M, view.BLOCK_C], view.ACCUMULATOR)
     for before in range(0, COUNT, M):
         k = begin + before + tl.arange(0, M)
-        first += load_rows(rows, 0, k, end, c, exchange, view)
-        second += load_rows(rows, 1, k, end, c, exchange, view)
+        first += load_rows(rows, 0, k, end, exchange, view)
+        second += load_rows(rows, 1, k, end, exchange, view)
     return tl.sum(first, 0), tl.sum(second, 0)
 
 
@@ -32,9 +26,9 @@ def last_to_add(rows, item, exchange, view):
         last = last_of_span(item, exchange)
         if last:
             begin, end = span_of(item.chunk, exchange)
-            first, second = add_rows(rows, begin, end, item.c, exchange, view, exchange.SPAN)
+            first, second = add_rows(rows, begin, end, exchange, view, exchange.SPAN)
             row = exchange.BLOCK_K + item.chunk // exchange.SPAN
-            store_row(rows, row, (first, second), item.c, exchange, view)
+            store_row(rows, row, (first, second), exchange, view)
             last = last_chunk(item, tl.cdiv(exchange.chunks, exchange.SPAN), exchange)
     else:
         last = last_chunk(item, exchange.chunks, exchange)
@@ -42,11 +36,11 @@ def last_to_add(rows, item, exchange, view):
 
 
 @triton.jit
-def add_sums(rows, c, exchange, view):
+def add_sums(rows, exchange, view):
     """Both sums [BLOCK_C] over all chunks."""
     if spans_of(exchange):
         end = exchange.BLOCK_K + tl.cdiv(exchange.chunks, exchange.SPAN)
-        total = add_rows(rows, exchange.BLOCK_K, end, c, exchange, view, spans_of(exchange))
+        total = add_rows(rows, exchange.BLOCK_K, end, exchange, view, spans_of(exchange))
     else:
-        total = add_rows(rows, 0, exchange.chunks, c, exchange, view, exchange.BLOCK_K)
+        total = add_rows(rows, 0, exchange.chunks, exchange, view, exchange.BLOCK_K)
     return total

@@ -102,7 +102,39 @@ def tile_offsets(x, c, o, i, view, ALIGN: tl.constexpr):
 
 @triton.jit
 def tile_sum(value):
-    """[BLOCK_C, BLOCK_O, BLOCK_I] -> [BLOCK_C], in an order that depends on nothing but the shape.
+    """[BLOCK_C, BLOCK_O, BLOCK_I] -> [BLOCK_C], in an order that depends on nothing but the shape."""
+    if value.shape[0] > 1:
+        total = column_sum(dealt_out(value))
+    else:
+        total = tl.sum(one_row(value), 1)
+    return total
+
+
+@triton.jit
+def tile_sums(first, second):
+    """The same of two tiles at once."""
+    if first.shape[0] > 1:
+        both = column_sums(dealt_out(first), dealt_out(second))
+    else:
+        both = tl.reduce((one_row(first), one_row(second)), 1, add_both)
+    return both
+
+
+@triton.jit
+def one_row(value):
+    """[BLOCK_C, BLOCK_O, BLOCK_I] -> [BLOCK_C, BLOCK_O BLOCK_I]."""
+    return tl.reshape(value, [value.shape[0], value.shape[1] * value.shape[2]])
+
+
+@triton.jit
+def add_both(first, second, more_first, more_second):
+    """Two sums, each with what belongs to it."""
+    return first + more_first, second + more_second
+
+
+@triton.jit
+def dealt_out(value):
+    """[BLOCK_C, BLOCK_O, BLOCK_I] -> [R, BLOCK_C], whose columns still have the same sums.
 
     A thread holds neighbouring channels. Only what lies in one thread can be split, so before that the compiler deals
     the numbers out again, a channel to a thread: by one way through shared memory instead of a shuffle for every
@@ -111,27 +143,36 @@ def tile_sum(value):
     BLOCK_C: tl.constexpr = value.shape[0]
     ROWS: tl.constexpr = value.shape[1] * value.shape[2]
     DEALT: tl.constexpr = MOST_DEALT // BLOCK_C if BLOCK_C < MOST_DEALT else 1
-    BLOCK_R: tl.constexpr = DEALT if BLOCK_C > 1 and DEALT < ROWS else ROWS  # min is for tensors before Triton 3.6
-    value = tl.reshape(value, [BLOCK_C, ROWS])
+    BLOCK_R: tl.constexpr = DEALT if DEALT < ROWS else ROWS  # min is for tensors before Triton 3.6
+    value = one_row(value)
     if BLOCK_R < ROWS:  # what a thread holds lies so far apart
         value = tl.sum(tl.reshape(value, [BLOCK_C, ROWS // BLOCK_R, BLOCK_R]), 1)
-    if BLOCK_C > 1 and BLOCK_R > 1:
-        halves = tl.permute(tl.reshape(value, [BLOCK_C, 2, BLOCK_R // 2]), (2, 0, 1))
-        first, second = tl.split(halves)
-        total = column_sum(first + second)
+    if BLOCK_R > 1:
+        first, second = tl.split(tl.permute(tl.reshape(value, [BLOCK_C, 2, BLOCK_R // 2]), (2, 0, 1)))
+        value = first + second
     else:
-        total = tl.sum(value, 1)
-    return total
+        value = tl.permute(value, (1, 0))
+    return value
 
 
 @triton.jit
 def column_sum(value):
     """[R, C] -> [C], what a thread holds first, so that nowhere many numbers are added one after another."""
-    R: tl.constexpr = value.shape[0]
-    C: tl.constexpr = value.shape[1]
-    if R >= 4:
-        value = tl.sum(tl.reshape(value, [4, R // 4, C]), 0)
-    return tl.sum(value, 0)
+    return tl.sum(four_rows_added(value), 0)
+
+
+@triton.jit
+def column_sums(first, second):
+    """The same of two tensors at once."""
+    return tl.reduce((four_rows_added(first), four_rows_added(second)), 0, add_both)
+
+
+@triton.jit
+def four_rows_added(value):
+    """[R, C] -> [R / 4, C], where there are so many."""
+    if value.shape[0] >= 4:
+        value = tl.sum(tl.reshape(value, [4, value.shape[0] // 4, value.shape[1]]), 0)
+    return value
 
 
 @triton.jit

@@ -30,7 +30,7 @@ def gradient_of_z(dy, deviation, clue, affine, epilogue, view):
     elif epilogue.signs is not None:
         dz = through_sign(dy, unpack_bits(clue, epilogue, view), epilogue)
     else:
-        z = bn(deviation, affine, view) + tl.cast(clue, dy.dtype)
+        z = bn(deviation, affine) + tl.cast(clue, dy.dtype)
         if epilogue.ACTIVATION == "silu":
             dz = through_silu(dy, z)
         else:
@@ -39,19 +39,19 @@ def gradient_of_z(dy, deviation, clue, affine, epilogue, view):
 
 
 @triton.jit
-def dz_and_deviation(dy, x, clue, wide_mean, affine, epilogue, view):
+def dz_and_deviation(dy, x, clue, affine, epilogue, view):
     """dz and x - mean, of tiles as they came from memory."""
-    deviation = wide(x, view) - wide_mean
+    deviation = wide(x, view) - affine.mean
     return gradient_of_z(wide(dy, view), deviation, clue, affine, epilogue, view), deviation
 
 
 @triton.jit
-def load_dz(x, dy, residual, wide_mean, affine, epilogue, tile, item, view):
+def load_dz(x, dy, residual, affine, epilogue, tile, item, view):
     """Tiles of dz and of x - mean, and which elements exist."""
     tile_dy, mask = load_tile(dy, tile, item, view)
     tile_x, _ = load_tile(x, tile, item, view)
     clue = load_clue(residual, epilogue, tile, item, view)
-    dz, deviation = dz_and_deviation(tile_dy, tile_x, clue, wide_mean, affine, epilogue, view)
+    dz, deviation = dz_and_deviation(tile_dy, tile_x, clue, affine, epilogue, view)
     return dz, deviation, mask
 
 

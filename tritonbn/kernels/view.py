@@ -7,7 +7,7 @@ have masks of their own (chunk.py): 0 where all have the same.
 import triton
 import triton.language as tl
 
-from .fold import over_run, run_count, run_indices, run_mask, run_offsets, run_sum
+from .fold import over_run, run_count, run_indices, run_mask, run_offsets, run_sum, run_sums
 from .source import SOURCE
 from .tile import (
     WHOLLY,
@@ -20,6 +20,7 @@ from .tile import (
     tile_offsets,
     tile_position,
     tile_sum,
+    tile_sums,
 )
 
 
@@ -156,6 +157,16 @@ def channel_sum(value, view):
     else:
         total = tile_sum(value)
     return total
+
+
+@triton.jit
+def channel_sums(first, second, view):
+    """The same of two tiles at once."""
+    if view.RUN:
+        both = run_sums(first, second, view)
+    else:
+        both = tile_sums(first, second)
+    return both
 
 
 @triton.jit

@@ -1,16 +1,16 @@
 """Welford statistics in blocks: the mean and M2 of a chunk from centred values, chunks merged by Chan's rule.
 
-Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). A chunk in registers is centred on its
-own mean, one of which only a part is there on that part's. Of one that is read tile after tile the first tile's mean
-serves all: digits are lost only where that part is unlike the rest, at worst in proportion to how much more there is.
-Parts merge as M2 = M2_a + M2_b + delta^2 n_a n_b / n: moments.py.
+Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983). A chunk is centred on the mean of its
+first tile, so that each tile can be added up as it arrives: digits are lost only where that tile is unlike the rest, at
+worst in proportion to how many there are. Parts merge as M2 = M2_a + M2_b + delta^2 n_a n_b / n: moments.py.
 """
 
 import triton
 import triton.language as tl
 
+from .holding import in_turn
 from .rounding import quotient
-from .view import channel_sum, spread, sum_to_edges
+from .view import channel_sum, spread, values_before
 from .wide import wide
 
 
@@ -21,64 +21,29 @@ def finite_or_zero(value):
 
 
 @triton.jit
-def mean_of(tiles, edges, count, view):
-    """The mean [BLOCK_C] of tiles with `count` values per channel, edges (edges.py) included, and zeros elsewhere.
+def centre_of(value, tile, view):
+    """The mean [BLOCK_C] of a tile, its number given, which is zero where there is no element; zero if not finite.
 
     Without overflow, since values are scaled down before they are added where they might.
     Of 16-bit values that lie far from zero beside their deviation the sum is exact, so the mean is rounded once.
     """
-    IS_HALF: tl.constexpr = tiles[0].dtype == tl.float16
-    MOST: tl.constexpr = triton.next_power_of_2(len(tiles) + len(edges)) * tiles[0].shape[1] * tiles[0].shape[2]
-    share: tl.constexpr = 1.0 if IS_HALF else 1.0 / MOST  # a power of two: nothing is rounded
-    total = wide(tiles[0], view) * share
-    for t in tl.static_range(1, len(tiles)):
-        total += wide(tiles[t], view) * share
-    if len(edges) > 0:
-        total = sum_to_edges(total, edges[0].shape[2])
-        for t in tl.static_range(len(edges)):
-            total += edges[t].to(view.ACCUMULATOR) * share
-    return quotient(channel_sum(total, view), count * share)
+    ELEMENTS: tl.constexpr = value.shape[1] * value.shape[2]
+    share: tl.constexpr = 1.0 if value.dtype == tl.float16 else 1.0 / ELEMENTS  # a power of two: nothing is rounded
+    count = (values_before(tile + 1, view) - values_before(tile, view)).to(view.ACCUMULATOR)
+    return finite_or_zero(quotient(channel_sum(wide(value, view) * share, view), count * share))
 
 
 @triton.jit
-def needs_offset(x, holding):
-    """Whether the mean of what is held is not the chunk's: where it holds less, and where rounding it loses digits.
-
-    So float32 and float64 do; of 16-bit values the mean is as exact as they are.
-    """
-    return tl.constexpr(holding.TOGETHER > 0 or x.base.dtype.element_ty.primitive_bitwidth > 16)
-
-
-@triton.jit
-def centre_of(mean, x, holding):
-    """What a chunk is centred on, from the mean of what is held; of 16-bit values inf and NaN get that far."""
-    centre = mean
-    if needs_offset(x, holding):
-        centre = finite_or_zero(mean)
-    return centre
-
-
-@triton.jit
-def sums_about(centre, tiles, masks, view):
+def sums_about(centre, tiles, masks, view, HOLD: tl.constexpr):
     """The sums of (value - centre) and of its square over these tiles, element by element."""
     wide_centre = spread(centre, view)
-    sum_deviation = wide(tiles[0], view) - tl.where(masks[0], wide_centre, 0.0)
-    sum_squares = sum_deviation * sum_deviation
+    deviation = wide(tiles[0], view) - tl.where(masks[0], wide_centre, 0.0)
+    sums = (deviation, deviation * deviation)
     for t in tl.static_range(1, len(tiles)):
-        deviation = wide(tiles[t], view) - tl.where(masks[t], wide_centre, 0.0)
-        sum_squares += deviation * deviation
-        sum_deviation += deviation
-    return sum_deviation, sum_squares
-
-
-@triton.jit
-def moments_about(sum_deviation, sum_squares, count, x, holding, view):
-    """A chunk's mean less its centre, and M2, from what sums_about found of all its tiles."""
-    M2 = channel_sum(sum_squares, view)
-    offset = tl.zeros_like(M2)
-    if needs_offset(x, holding):
-        offset, M2 = centred_moments(channel_sum(sum_deviation, view), M2, count)
-    return offset, M2
+        tile, sums = in_turn((tiles[t],), sums, HOLD)
+        deviation = wide(tile[0], view) - tl.where(masks[t], wide_centre, 0.0)
+        sums = (sums[0] + deviation, sums[1] + deviation * deviation)
+    return sums
 
 
 @triton.jit

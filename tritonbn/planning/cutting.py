@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 
 from .. import devices
-from ..configs import RESULTS, UNMERGED, Config, Merging, Work, edge_lanes, merging, sign_group, together
+from ..configs import UNMERGED, Config, Merging, Work, edge_lanes, merging, sign_group, together
 from ..devices import Device
 from ..geometry import Fold, Geometry
 from ..kernels import resident_backward_kernel, resident_forward_kernel
@@ -174,8 +174,7 @@ def cut_plan(
     merged = merging(config, geometry, case.device)
     if "BLOCK_K" in kernel.arg_names:
         keywords = keywords | dict(zip(Merging.CONSTEXPRS, merged, strict=True))
-    numbers = blocks * config.block_c * (max(merged.chunks, 2) + merged.spans)  # kernels/partials.py
-    numbers *= RESULTS.get(work.mode, 0)
+    numbers = work.results * blocks * config.block_c * (max(merged.chunks, 2) + merged.spans)  # kernels/partials.py
     counted = SPACING.value * (2 + blocks + blocks * merged.spans)  # kernels/exchange.py
     return Plan(
         kernel=kernel,
