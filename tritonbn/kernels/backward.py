@@ -14,7 +14,7 @@ import triton.language as tl
 from .channel import VECTORS, load_affine_map, load_scale
 from .exchange import dataflow_item, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
-from .partials import load_first_pair, rows_of, store_row
+from .partials import load_first_pair, rows_of, store_result, store_row
 from .ranks import load_sums, send_sums
 from .records import Epilogue, Exchange, Item, Strided, View
 from .sums import add_sums, last_to_add
@@ -110,7 +110,7 @@ def backward(
                     send_sums(rows_of(exchange.blocks, 2, exchange, view), item, view, total_dz, total_dz_x, values)
                 else:
                     x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-                    store_row(rows, 0, (x_factor, offset), exchange, view)
+                    store_result(rows, 0, (x_factor, offset), exchange, view)
                 if PHASE == "dataflow":
                     release(block, exchange.chunks, exchange)
                 store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)

@@ -3,7 +3,7 @@
 partials are (blocks, n, rows, BLOCK_C): of n quantities a row for each of the block's BLOCK_K chunks, two at least. Of
 many chunks the last of each SPAN neighbours to arrive merges these into one more row, and the last of all merges the
 spans: so nobody is waited for while it merges hundreds. Otherwise SPAN is BLOCK_K. When a block's rows are merged, its
-first one is free for what follows from them. What the quantities are is in moments.py and sums.py.
+first two are free for what follows from them. What the quantities are is in moments.py and sums.py.
 """
 
 import triton
@@ -43,6 +43,13 @@ def store_row(rows, row, numbers, exchange, view):
         tl.store(rows + n + at[:, None], tl.join(numbers[0], numbers[1]))
     for n in tl.static_range(PAIRED, len(numbers)):
         tl.store(rows + n * numbers_of(exchange, view) + at, numbers[n])
+
+
+@triton.jit
+def store_result(rows, row, numbers, exchange, view):
+    """Write what follows from a block's merged rows over one of them, once every warp has read it."""
+    tl.debug_barrier()
+    store_row(rows, row, numbers, exchange, view)
 
 
 @triton.jit

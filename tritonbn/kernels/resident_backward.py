@@ -13,7 +13,7 @@ from .edges import add_edge_gradients, dx_of_edges, gradients_of_edges, interior
 from .exchange import everyone_merges, meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
 from .holding import anew, in_turn, loaded, packed
-from .partials import load_first_pair, rows_of, store_row
+from .partials import load_first_pair, rows_of, store_result, store_row
 from .records import Epilogue, Exchange, Holding, Item, Strided, View
 from .sums import add_sums, last_to_add
 from .upstream import dz_and_deviation, masked_dz
@@ -185,7 +185,7 @@ def channel_coefficients(sum_dz, sum_dz_x, scale, invstd, dweight, dbias, item, 
         if last_to_add(rows, item, exchange, view):
             total_dz, total_dz_x = add_sums(rows, exchange, view)
             x_factor, offset = coefficients(scale, invstd, total_dz, total_dz_x, values)
-            store_row(rows, 0, (x_factor, offset), exchange, view)
+            store_result(rows, 0, (x_factor, offset), exchange, view)
             release(item.block, exchange.chunks - 1, exchange)
             store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x)
         else:

@@ -15,7 +15,7 @@ from .exchange import everyone_merges, meet, my_items, release, wait
 from .finish import finish_channels, load_running
 from .holding import anew, loaded, packed
 from .moments import last_to_merge, merge_chunks, moments_of, store_moments
-from .partials import load_first_pair, load_row, rows_of, store_row
+from .partials import load_first_pair, load_row, rows_of, store_result, store_row
 from .records import Epilogue, Exchange, Holding, Item, Running, Strided, View
 from .rounding import invstd_of
 from .view import block_channels, channel_sums, sum_to_edges, values_of_channel
@@ -160,7 +160,7 @@ def channel_affine(x, centre, sums, given, weight, bias, statistics, eps, runnin
             centre, offset, variance = merge_chunks(x, rows, exchange, holding, view)
             mean = centre + offset
             invstd = invstd_of(variance, eps)
-            store_row(rows, 0, (mean, factor * invstd), exchange, view)
+            store_result(rows, 0, (mean, factor * invstd), exchange, view)
             store_row(rows, 1, (shift,), exchange, view)
             release(item.block, exchange.chunks - 1, exchange)
             store_statistics(statistics, c, view, mean, invstd)
