@@ -47,7 +47,7 @@ def after(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def assert_near(actual: Any, expected: Any, units: float = 64, dtype: torch.dtype | None = None) -> None:
+def assert_near(actual: Any, expected: Any, units: float = 128, dtype: torch.dtype | None = None) -> None:
     """Nested tensors of the same form, dtype and strides; they differ by a few units of rounding, of `dtype` or theirs.
 
     The unit is that of 1, or of the largest element of a tensor that has larger ones.

@@ -19,8 +19,8 @@ import triton.language as tl
 SPACING = tl.constexpr(64)
 """256 bytes."""
 
-EVERYONE_MERGES = tl.constexpr(512)
-"""BLOCK_C BLOCK_K up to which every program merges its block itself; of more the last to arrive publishes it."""
+EVERYONE_MERGES = tl.constexpr(128)
+"""BLOCK_C^2 BLOCK_K up to which every program merges its block itself; of more the last to arrive publishes it."""
 
 
 @triton.jit
@@ -144,7 +144,7 @@ def meet(item, exchange):
 
 def everyone_merges(exchange, view, _semantic=None):
     """Whether every resident program merges its block's partial results itself."""
-    few = view.BLOCK_C * exchange.BLOCK_K <= EVERYONE_MERGES and exchange.SPAN >= exchange.BLOCK_K
+    few = view.BLOCK_C * view.BLOCK_C * exchange.BLOCK_K <= EVERYONE_MERGES and exchange.SPAN >= exchange.BLOCK_K
     return tl.constexpr(exchange.BLOCK_K == 1 or few)
 
 

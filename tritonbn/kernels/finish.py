@@ -9,29 +9,27 @@ from .rounding import reciprocal
 
 @triton.jit
 def load_running(running, c, end, view):
-    """What is there before: the weight of the new statistics, running_mean and running_var [BLOCK_C], and the number.
+    """The weight of the new statistics, and running_mean and running_var [BLOCK_C] of channels before `end`.
 
-    Of channels before `end`. Early, so that nobody waits for them when the statistics are known.
+    Early, so that nobody waits for them when the statistics are known.
     """
     factor = tl.full([view.BLOCK_C], running.momentum, view.ACCUMULATOR)
-    mean, var, number = tl.zeros_like(factor), tl.zeros_like(factor), 0
+    mean, var = tl.zeros_like(factor), tl.zeros_like(factor)
     if running.average_factor is not None:
         factor = tl.zeros_like(factor) + tl.load(running.average_factor).to(view.ACCUMULATOR)
-    if running.num_batches_tracked is not None:
-        number = tl.load(running.num_batches_tracked)
+    if running.CUMULATIVE:
+        factor = tl.zeros_like(factor) + reciprocal((tl.load(running.num_batches_tracked) + 1).to(view.ACCUMULATOR))
     exists = c < end
     if running.mean is not None:
         mean = tl.load(running.mean + c, exists, other=0.0).to(view.ACCUMULATOR)
         var = tl.load(running.var + c, exists, other=0.0).to(view.ACCUMULATOR)
-    return factor, mean, var, number
+    return factor, mean, var
 
 
 @triton.jit
 def finish_channels(mean, variance, values, old, running, item, exchange, view):
     """Update the running buffers; one block counts the batch: if CUMULATIVE the last, when all have read the number."""
-    factor, old_mean, old_var, number = old
-    if running.CUMULATIVE:
-        factor = tl.zeros_like(factor) + reciprocal((number + 1).to(mean.dtype))
+    factor, old_mean, old_var = old
     if running.mean is not None:
         unbiased = variance * (values / tl.maximum(values - running.CORRECTION, 1.0))
         exists = item.c < view.channels
@@ -42,4 +40,4 @@ def finish_channels(mean, variance, values, old, running, item, exchange, view):
         if running.CUMULATIVE:
             counts = last_block(exchange)
         if counts:
-            tl.store(running.num_batches_tracked, number + 1)
+            tl.store(running.num_batches_tracked, tl.load(running.num_batches_tracked) + 1)

@@ -140,9 +140,10 @@ def channel_affine(x, centre, sums, given, weight, bias, statistics, eps, runnin
     if exchange.BLOCK_K > 1:
         rows = rows_of(item.block, moments_of(x), exchange, view)
         store_moments(x, rows, item.chunk, centre, offset, M2, exchange, view)
-        given = load_given(weight, bias, running, item, view)
-    factor, shift, old = given
     if everyone_merges(exchange, view):
+        if exchange.BLOCK_K > 1:
+            given = load_given(weight, bias, running, item, view)
+        factor, shift, old = given
         variance = M2 / count
         if exchange.BLOCK_K > 1:
             meet(item, exchange)
@@ -155,8 +156,9 @@ def channel_affine(x, centre, sums, given, weight, bias, statistics, eps, runnin
             finish_channels(mean, variance, values, old, running, item, exchange, view)
         affine = spread_affine(mean, factor * invstd, shift, view)
     else:
+        factor, shift = load_affine(weight, bias, c, view)
         if last_to_merge(x, rows, item, exchange, holding, view):
-            all_old = load_running(running, c, view.channels, view)
+            old = load_running(running, c, view.channels, view)
             centre, offset, variance = merge_chunks(x, rows, exchange, holding, view)
             mean = centre + offset
             invstd = invstd_of(variance, eps)
@@ -164,7 +166,7 @@ def channel_affine(x, centre, sums, given, weight, bias, statistics, eps, runnin
             store_row(rows, 1, (shift,), exchange, view)
             release(item.block, exchange.chunks - 1, exchange)
             store_statistics(statistics, c, view, mean, invstd)
-            finish_channels(mean, variance, values, all_old, running, item, exchange, view)
+            finish_channels(mean, variance, values, old, running, item, exchange, view)
         else:
             wait(item, 1, exchange)
         mean, scale = load_first_pair(rows, exchange, view)
