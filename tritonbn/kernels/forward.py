@@ -107,7 +107,8 @@ def forward(
         rows = rows_of(block, moments_of(x), exchange, view)
         store_moments(x, rows, chunk, centre, offset, M2, exchange, view)
         if last_to_merge(x, rows, item, exchange, holding, view):
-            old = load_running(running, c, view.channels, view)
+            if not RANKS:  # under way while the chunks are merged
+                old = load_running(running, c, view.channels, view)
             centre, offset, variance = merge_chunks(x, rows, exchange, holding, view)
             if RANKS:
                 sent = rows_of(exchange.blocks, moments_of(x), exchange, view)
