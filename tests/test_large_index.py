@@ -5,10 +5,14 @@ from functools import partial
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from support import compare, random, vector
 from triton.runtime.interpreter import interpreter_builder
 
 import tritonbn
+from tritonbn.kernels.chunk import values_before_chunk
+from tritonbn.kernels.records import Holding, View
 from tritonbn.launching import launch
 
 pytestmark = pytest.mark.skipif(not launch.INTERPRETED, reason="spans the CPU's address space, not a GPU's memory")
@@ -69,3 +73,30 @@ def run_last_program(self, device, *arguments):
             last = partial(setattr, interpreter_builder, "grid_idx", (programs - 1, 0, 0))
             patch.setattr(interpreter_builder, "set_grid_idx", lambda *_, last=last: last())
             self.kernel[(1,)](*arguments, *self.sizes, **keywords)
+
+
+@triton.jit
+def values_kernel(values, chunks, inner, TILES: tl.constexpr, BLOCK_I: tl.constexpr):
+    """How many elements of one channel lie in all chunks but the last, and in all."""
+    store_values(
+        values,
+        chunks,
+        View(1, 1, 1, 1, inner, tl.float32, tl.int32, 1, False, 2, 1, 1, BLOCK_I, False, 0, 0, INNER_TILES=0),
+        Holding(None, TILES, 0, 1, 0),
+    )
+
+
+@triton.jit
+def store_values(values, chunks, view, holding):
+    for n in range(2):
+        tl.store(values + n, values_before_chunk(chunks - 1 + n, chunks, view, holding))
+
+
+def test_a_last_chunk_that_ends_behind_2_to_the_31():
+    """Its tiles that do not exist have no number that int32 could count elements up to."""
+    inner, tiles, block = 2**31 - 70000, 64, 2048
+    chunks = -(-inner // (tiles * block))
+    assert chunks * tiles * block == 2**31
+    values = torch.zeros(2, dtype=torch.int64)
+    values_kernel[(1,)](values, chunks, inner, tiles, block)
+    assert values.tolist() == [(chunks - 1) * tiles * block, inner]

@@ -84,6 +84,18 @@ def test_any_cut_of_the_work(cut, sizes, layout):
     compare(x, training=False, **affine(shape[1], torch.float32))
 
 
+@pytest.mark.parametrize("strategy", ["resident", "split"])
+@pytest.mark.parametrize("num_warps", [1, 4])
+def test_planes_side_by_side(cut, strategy, num_warps):
+    """Of which Triton 3.4 to 3.6 add up wrong lanes where their two axes are made one."""
+    cut(2, 16, 32, 4, strategy=strategy, num_warps=num_warps)
+    compare(random((1, 5, 7, 16)), **affine(5, torch.float32))
+
+
+def test_gradients_where_invstd_cubed_is_no_float32():
+    compare(random((4, 3, 5)) * 1e-13, eps=1e-30, **affine(3, torch.float32))
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_outer_axes_that_do_not_merge(cut, axes):
     cut(2, 4, 4, 2)

@@ -35,6 +35,7 @@ def tiles_and_parts(chunk, chunks, view, holding):
 def values_before_chunk(chunk, chunks, view, holding):
     """How many elements of one channel lie in the chunks before this one: all, where it is the one behind the last."""
     first, _ = tiles_and_parts(chunk, chunks, view, holding)
+    first = tl.minimum(first, tiles_of_block(view))  # the last chunk may end behind it, where offsets may not
     return values_before(first, view) + edges_before(chunk, chunks, view)
 
 

@@ -86,7 +86,7 @@ def last_block(exchange):
 
 @triton.jit
 def last_chunk(item, arriving, exchange):
-    """Whether this is the last of the chunks, or spans, `arriving` in all at their block."""
+    """Whether this is the last of its block's chunks, or spans, to arrive, of so many."""
     return is_last(gate_of(item.block, exchange), arriving)
 
 

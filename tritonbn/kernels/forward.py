@@ -17,7 +17,7 @@ from .moments import last_to_merge, merge_chunks, moments_of, store_moments
 from .partials import rows_of
 from .ranks import merge_ranks, send_moments
 from .records import Epilogue, Exchange, Holding, Item, Running, Strided, View
-from .rounding import invstd_of
+from .rounding import invstd_of, product
 from .view import (
     block_and_chunk,
     block_channels,
@@ -42,7 +42,7 @@ def forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: one bit per element, whether the activation passes its gradient
-    partials,  # of partials.py: each chunk's mean and M2;
+    partials,  # of partials.py: each chunk's moments (moments.py);
     # if RANKS, then moments (3 C + 1) of this process, and for "normalize" nothing but those of all (RANKS, 3 C + 1)
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
@@ -95,7 +95,7 @@ def forward(
         centre = centre_of(value, first, view)
         wide_centre = spread(centre, view)
         sum_deviation = wide(value, view) - tl.where(mask, wide_centre, 0.0)
-        sum_squares = sum_deviation * sum_deviation
+        sum_squares = product(sum_deviation, sum_deviation)
         for tile in tl.range(first + 1, last, num_stages=holding.STAGES):
             more, mask = load_tile(x, tile, item, view)
             deviation = wide(more, view) - tl.where(mask, wide_centre, 0.0)

@@ -16,7 +16,7 @@ def store_gradients(dweight, dbias, c, view, invstd, total_dz, total_dz_x):
 @triton.jit
 def coefficients(scale, invstd, total_dz, total_dz_x, values):
     """x_factor and offset [BLOCK_C] of dx = scale dz + x_factor (x - mean) + offset, for so many values per channel."""
-    return -scale * invstd * invstd * (total_dz_x / values), -scale * (total_dz / values)
+    return -scale * (invstd * (invstd * (total_dz_x / values))), -scale * (total_dz / values)
 
 
 @triton.jit

@@ -43,10 +43,13 @@ def anew(first, HOLD: tl.constexpr, ALONE: tl.constexpr = False):
 
 @triton.jit
 def opaque(tiles):
-    """The same 16-bit tiles, from assembly that the compiler cannot look into, and that is empty."""
+    """The same tiles of 16 or 32 bits, from assembly that the compiler cannot look into, and that is empty."""
     copies = ()
     for t in tl.static_range(len(tiles)):
-        copy = tl.inline_asm_elementwise("", "=r,0", [tiles[t]], dtype=tiles[t].dtype, is_pure=False, pack=2)
+        dtype = tiles[t].dtype
+        copy = tl.inline_asm_elementwise(
+            "", "=r,0", [tiles[t]], dtype=dtype, is_pure=False, pack=32 // dtype.primitive_bitwidth
+        )
         copies = copies + (copy,)
     return copies
 
@@ -66,9 +69,9 @@ def combined_with_zero(tiles):
 
 @triton.jit
 def in_turn(tiles, sums, HOLD: tl.constexpr):
-    """The same 16-bit tiles and sums (float32): nothing of these tiles is computed before the sums are there.
+    """The same tiles and float32 sums: nothing of these tiles is computed before the sums are there.
 
-    Otherwise LLVM adds up all tiles side by side, and converts all their elements first: there is no room for them.
+    Otherwise LLVM adds up all tiles side by side, of 16 bits converts all elements first: there is no room for them.
     """
     if HOLD is not None:
         settled = ()

@@ -10,6 +10,7 @@ import triton.language as tl
 from .chunk import values_before_chunk
 from .exchange import last_chunk, last_of_span
 from .partials import load_row, load_rows, span_of, spans_of, store_row
+from .rounding import product
 from .welford import finite_or_zero, merge_two
 
 
@@ -51,7 +52,7 @@ def merge_rows(x, rows, at, first, end, STEP: tl.constexpr, exchange, holding, v
             delta += load_rows(rows, 2, at + k, at + end, exchange, view)
         exists = (k < end)[:, None]
         delta = tl.where(exists, delta, 0.0)
-        part_mean = tl.sum(delta * share, 0)
+        part_mean = tl.sum(product(delta, share), 0)
         delta = tl.where(exists, delta - part_mean[None, :], 0.0)
         part_variance = tl.sum(M2 / tl.maximum(here, 1.0) + delta * delta * share, 0)
         if COUNT == M:

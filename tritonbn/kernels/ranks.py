@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .channel import load_channels
+from .rounding import product
 from .welford import finite_or_zero, merge_two
 
 MERGED_AT_ONCE = tl.constexpr(1024)
@@ -54,9 +55,9 @@ def merge_ranks(gathered, c, view, RANKS: tl.constexpr):
         here = tl.sum(values, 0)
         share = (values / tl.maximum(here, 1.0))[None, :]
         delta = tl.where(taken, centre - reference[:, None] + offset, 0.0)
-        part_mean = tl.sum(delta * share, 1)
+        part_mean = tl.sum(product(delta, share), 1)
         delta = tl.where(taken, delta - part_mean[:, None], 0.0)
-        part_variance = tl.sum((variances + delta * delta) * share, 1)
+        part_variance = tl.sum(product(variances + delta * delta, share), 1)
         mean, variance, total = merge_two(mean, variance, total, part_mean, part_variance, here)
     return reference + mean, variance, total
 

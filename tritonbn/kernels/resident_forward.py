@@ -32,7 +32,7 @@ def resident_forward_kernel(
     num_batches_tracked,  # () or None, counted up; if CUMULATIVE its inverse is the weight
     statistics,  # (2, C), written: mean, invstd
     signs,  # bytes or None, written: one bit per element, whether the activation passes its gradient
-    partials,  # of partials.py: each chunk's mean and M2
+    partials,  # of partials.py: each chunk's moments (moments.py)
     counters,  # of exchange.py, or None
     momentum: tl.float64, eps: tl.float64, slope: tl.float64,
     channels, outer, outer_1, outer_2, inner, blocks, chunks,

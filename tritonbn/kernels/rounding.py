@@ -1,4 +1,4 @@
-"""Square roots and quotients that are correctly rounded, where Triton's own operators approximate in float32."""
+"""Square roots and quotients correctly rounded, where Triton approximates in float32; products that nothing fuses."""
 
 import triton
 import triton.language as tl
@@ -22,6 +22,15 @@ def quotient(value, divisor):
     else:
         result = tl.div_rn(value, divisor)
     return result
+
+
+@triton.jit
+def product(first, second):
+    """first times second of one dtype, to be added up over lanes, rounded before.
+
+    Otherwise each of two lanes may fuse its own product with the other's rounded one: their sums differ by a rounding.
+    """
+    return tl.fma(first, second, tl.full([], 0.0, first.dtype))
 
 
 @triton.jit

@@ -10,8 +10,8 @@ from .tile import tile_sum
 def store_column_sums(column_sums, run, c, channels, sum_dy, sum_dy_xhat):
     """Add up the tiles [BLOCK_C, BLOCK_O, BLOCK_I] over their rows, and write them to column_sums (runs, 2, C)."""
     at = column_sums + 2 * tl.cast(run, tl.int64) * channels + c
-    tl.store(at, tile_sum(sum_dy), c < channels)
-    tl.store(at + channels, tile_sum(sum_dy_xhat), c < channels)
+    tl.store(at, tile_sum(sum_dy, True), c < channels)
+    tl.store(at + channels, tile_sum(sum_dy_xhat, True), c < channels)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .channel import VECTORS, load_channels
 from .records import Strided, View
-from .rounding import reciprocal, square_root
+from .rounding import product, reciprocal, square_root
 from .sample_rows import (
     chunk_columns,
     columns_before,
@@ -71,7 +71,7 @@ def sample_short_forward(x, y, weight, bias, statistics, eps, view, run_tiles):
         value = load_parts(x, mask, c, o, i, view)
         centre = finite_or_zero(row_sum(value) / total)
         deviation = tl.where(mask, value - centre, 0.0)
-        offset, M2 = centred_moments(row_sum(deviation), row_sum(deviation * deviation), total)
+        offset, M2 = centred_moments(row_sum(deviation), row_sum(product(deviation, deviation)), total)
         sigma = square_root(M2 / total + epsilon)
         if statistics is not None:
             store_row_pair(statistics, row, exists, view, centre + offset, sigma)

@@ -101,22 +101,30 @@ def tile_offsets(x, c, o, i, view, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def tile_sum(value):
-    """[BLOCK_C, BLOCK_O, BLOCK_I] -> [BLOCK_C], in an order that depends on nothing but the shape."""
-    if value.shape[0] > 1:
+def tile_sum(value, DEAL: tl.constexpr):
+    """[BLOCK_C, BLOCK_O, BLOCK_I] -> [BLOCK_C], in an order that depends on nothing but the shape.
+
+    DEAL where neighbouring channels lie side by side; else an axis at a time, as Triton 3.4 to 3.6 add up wrong lanes
+    where two axes that were made one lie apart.
+    """
+    if value.shape[0] == 1:
+        total = tl.sum(one_row(value), 1)
+    elif DEAL:
         total = column_sum(dealt_out(value))
     else:
-        total = tl.sum(one_row(value), 1)
+        total = tl.sum(tl.sum(value, 2), 1)
     return total
 
 
 @triton.jit
-def tile_sums(first, second):
+def tile_sums(first, second, DEAL: tl.constexpr):
     """The same of two tiles at once."""
-    if first.shape[0] > 1:
+    if first.shape[0] == 1:
+        both = tl.reduce((one_row(first), one_row(second)), 1, add_both)
+    elif DEAL:
         both = column_sums(dealt_out(first), dealt_out(second))
     else:
-        both = tl.reduce((one_row(first), one_row(second)), 1, add_both)
+        both = tl.reduce(tl.reduce((first, second), 2, add_both), 1, add_both)
     return both
 
 

@@ -155,7 +155,7 @@ def channel_sum(value, view):
     if view.RUN:
         total = run_sum(value, view)
     else:
-        total = tile_sum(value)
+        total = tile_sum(value, view.CHANNELS_LAST)
     return total
 
 
@@ -165,7 +165,7 @@ def channel_sums(first, second, view):
     if view.RUN:
         both = run_sums(first, second, view)
     else:
-        both = tile_sums(first, second)
+        both = tile_sums(first, second, view.CHANNELS_LAST)
     return both
 
 

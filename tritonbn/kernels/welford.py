@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .holding import in_turn
-from .rounding import quotient
+from .rounding import product, quotient
 from .view import channel_sum, spread, values_before
 from .wide import wide
 
@@ -24,8 +24,8 @@ def finite_or_zero(value):
 def centre_of(value, tile, view):
     """The mean [BLOCK_C] of a tile, its number given, which is zero where there is no element; zero if not finite.
 
-    Without overflow, since values are scaled down before they are added where they might.
-    Of 16-bit values that lie far from zero beside their deviation the sum is exact, so the mean is rounded once.
+    Without overflow, since values are scaled down before they are added where they might. Of 16-bit values that lie
+    far from zero beside their deviation the sum of a small tile is exact, so the mean is rounded once.
     """
     ELEMENTS: tl.constexpr = value.shape[1] * value.shape[2]
     share: tl.constexpr = 1.0 if value.dtype == tl.float16 else 1.0 / ELEMENTS  # a power of two: nothing is rounded
@@ -38,7 +38,7 @@ def sums_about(centre, tiles, masks, view, HOLD: tl.constexpr):
     """The sums of (value - centre) and of its square over these tiles, element by element."""
     wide_centre = spread(centre, view)
     deviation = wide(tiles[0], view) - tl.where(masks[0], wide_centre, 0.0)
-    sums = (deviation, deviation * deviation)
+    sums = (deviation, product(deviation, deviation))
     for t in tl.static_range(1, len(tiles)):
         tile, sums = in_turn((tiles[t],), sums, HOLD)
         deviation = wide(tile[0], view) - tl.where(masks[t], wide_centre, 0.0)
@@ -69,7 +69,7 @@ def merge_two(mean, variance, total, part_mean, part_variance, here):
 def merge_parts(part_mean, part_M2, count, total):
     """Mean and biased variance of parts along the first axis, each of `count` values of `total`; keeps the axis."""
     share = count / total
-    mean = tl.sum(part_mean * share, 0, keep_dims=True)
+    mean = tl.sum(product(part_mean, share), 0, keep_dims=True)
     delta = part_mean - mean
     return mean, tl.sum(part_M2 / total + delta * delta * share, 0, keep_dims=True)
 

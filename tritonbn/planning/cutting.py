@@ -125,9 +125,11 @@ def sign_bytes(work: Work, config: Config) -> int:
     return geometry.channels * geometry.values // fast * -(-fast // bits)
 
 
-def hold(config: Config, case: Case) -> str | None:
-    """How tiles are held (kernels/chunk.py): 16-bit ones by an instruction of CUDA's."""
-    if case.dtype.itemsize != 2 or case.device.backend != "cuda" or devices.INTERPRETED:
+def hold(work: Work, config: Config, case: Case) -> str | None:
+    """How tiles are held (kernels/holding.py), by assembly for CUDA's compiler, which else spills fewer of 32 bits."""
+    if case.device.backend != "cuda" or devices.INTERPRETED:
+        return None
+    if work.itemsize > (4 if work.mode == "forward" else 2):
         return None
     return "packed" if config.packed else "loaded"
 
@@ -135,7 +137,7 @@ def hold(config: Config, case: Case) -> str | None:
 def resident_keywords(work: Work, config: Config, case: Case) -> dict[str, Any]:
     """The further constexprs of a resident program."""
     return {
-        "HOLD": hold(config, case),
+        "HOLD": hold(work, config, case),
         "AT_ONCE": min(config.items(work.geometry), 2),
         "TOGETHER": kept_and_again(work, config)[1],
         "STAGES": config.stages,
