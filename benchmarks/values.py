@@ -56,11 +56,11 @@ def errors(case: Case, inputs: Inputs, results: Results) -> dict[str, float]:
     worst: dict[str, float] = {}
     vectors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     summed: dict[str, Tensor] = {}
-    for part, truth, scales in truths(case, inputs, results):
+    for part, truth, scales, spared in truths(case, inputs, results):
         for name, exact in truth.items():
             found = part(results.all()[name])
             if exact.dim() > 1:
-                error = relative(found, exact, 0 if case.keras == 1 else 1, scales.get(name))
+                error = relative(found, exact, 0 if case.keras == 1 else 1, scales.get(name), spared.get(name))
                 worst[name] = not_less(worst.get(name, 0.0), error)
             elif case.keras == 1:
                 summed[name] = summed.get(name, 0) + exact
@@ -73,12 +73,22 @@ def errors(case: Case, inputs: Inputs, results: Results) -> dict[str, float]:
     return worst | {name: relative(*both) for name, both in whole.items()}
 
 
-def relative(found: Tensor, exact: Tensor, axis: int | None = None, scale: Tensor | None = None) -> float:
-    """The greatest error relative to the greatest value, of `scale` if it is given; along an axis place by place."""
+def relative(
+    found: Tensor,
+    exact: Tensor,
+    axis: int | None = None,
+    scale: Tensor | None = None,
+    spared: Tensor | None = None,
+) -> float:
+    """The greatest error relative to the greatest value, of `scale` if it is given; along an axis place by place.
+
+    As much of a place's error as `spared` says does not count.
+    """
     error, value = (found.double() - exact).abs(), (exact if scale is None else scale).abs()
     if axis is not None:
         others = [d for d in range(exact.dim()) if d != axis]
         error, value = error.amax(others), value.amax(others)
+        error = error if spared is None else torch.where(error > spared, error - spared, 0 * error)
         return torch.where(value > 0, error / value, error).max().item()
     greatest = value.max().item()
     return error.max().item() / (greatest or 1.0)
@@ -91,11 +101,11 @@ def not_less(a: float, b: float) -> float:
 
 def truths(
     case: Case, inputs: Inputs, results: Results
-) -> Iterator[tuple[Taken, dict[str, Tensor], dict[str, Tensor]]]:
+) -> Iterator[tuple[Taken, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]]:
     """What all results should be, part by part: how to take a part of a tensor or vector, and its true values.
 
     And what y's error is relative to if a residual is added: who rounds before that has the error of the greatest of
-    both, however much of it cancels.
+    both, however much of it cancels. And of which error nobody is free whose mean is float32.
     """
     of_samples = case.keras == 1
     count = inputs.x.shape[0 if of_samples else 1]
@@ -116,7 +126,25 @@ def truths(
         if case.fused:
             added = exact["dresidual"].detach()
             scales["y"] = torch.maximum((z.detach() - added).abs(), added.abs())
-        yield taken, {name: value.detach() for name, value in truth.items() if name in known}, scales
+        spared = {} if of_samples or case.direction == "inference" else of_the_mean(case, exact, taken(inputs.dy))
+        yield taken, {name: value.detach() for name, value in truth.items() if name in known}, scales, spared
+
+
+def of_the_mean(case: Case, exact: dict[str, Tensor], dy: Tensor) -> dict[str, Tensor]:
+    """By how much y and dx of each channel are off where its mean, of the size of its values, is rounded to float32.
+
+    It matters in channels of a few values, which may lie close to each other.
+    """
+    with torch.no_grad():
+        x, dz = exact["dx"], dy.double().abs()
+        others = [d for d in range(x.dim()) if d != 1]
+        eps = EPS if case.keras is None else KERAS_EPS
+        var, mean = torch.var_mean(x, others, correction=0, keepdim=True)
+        invstd = (var + eps).rsqrt()
+        xhat = ((x - mean) * invstd).abs()
+        invstd = invstd.flatten()
+        y = exact["dweight"].abs() * torch.finfo(torch.float32).eps * x.abs().amax(others) * invstd
+        return {"y": y, "dx": y * invstd * ((dz * xhat).mean(others) + dz.mean(others) * xhat.amax(others))}
 
 
 @dataclass(frozen=True)

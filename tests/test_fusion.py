@@ -473,6 +473,47 @@ def test_hooks_run(calls, register, name, when):
         assert calls == [(False, *SILU), (False, "leaky_relu", 0.1), (False, *SILU), (True, None, 0.01)]
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_hooks_hear_the_calls_that_are_written_in_their_order(everywhere):
+    """ShortcutAfter's batch norm, which is fused with what comes after the shortcut; and F.relu is no module."""
+    model = ShortcutAfter().to(DEVICE)
+    model.shortcut = nn.Conv2d(4, 4, 1, device=DEVICE)
+    names = dict(map(reversed, tritonbn.convert(model, fuse=True).named_modules()))
+    seen = []
+
+    def hear(module, *_):
+        seen.append(names[module])
+
+    if everywhere:
+        handles = [nn.modules.module.register_module_forward_hook(hear)]
+    else:
+        handles = [each.register_forward_hook(hear) for each in names]
+    with tritonbn.backend("aten"):
+        model(images(dtype=torch.float32))
+    for handle in handles:
+        handle.remove()
+    assert seen == ["conv", "bn", "shortcut", ""]
+
+
+@pytest.mark.parametrize("patched", ["the module", "its activation"])
+def test_a_class_that_is_given_another_forward(monkeypatch, patched):
+    class Activated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn, self.relu = bn(), nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.bn(x))
+
+    model = tritonbn.convert(Activated().to(DEVICE), fuse=True)
+    x = images(dtype=torch.float32)
+    with tritonbn.backend("aten"):
+        assert (model(x) != 7).any()
+        kind = Activated if patched == "the module" else nn.ReLU
+        monkeypatch.setattr(kind, "forward", lambda self, x: torch.full_like(x, 7))
+        assert (model(x) == 7).all()
+
+
 class Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

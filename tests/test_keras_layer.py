@@ -407,6 +407,16 @@ def test_weights(built):
     assert module(random((2, 3))).shape == (2, 3)
 
 
+@pytest.mark.parametrize("made", ["layer", "torch"])
+def test_a_backward_pass_hears_of_weights_that_were_set_before_it(made):
+    x = random((4, 3)).requires_grad_()
+    layer = tritonbn.BatchNormalization(mode=1) if made == "layer" else tritonbn.BatchNorm1d(3, device=DEVICE)
+    y = layer(x)
+    load_keras_weights(layer, [10.0] * 3, [0.0] * 3, [5.0] * 3, [9.0] * 3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (y**3).sum().backward()
+
+
 def test_initial_weights_are_copied_when_given():
     arrays = [np.full(3, 2.0), np.full(3, 5.0)]
     module = layer(weights=arrays, gamma_init="normal")

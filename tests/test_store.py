@@ -129,6 +129,9 @@ def test_the_environment_names_the_project(tmp_path, monkeypatch):
     monkeypatch.setenv(store.VARIABLE, str(tmp_path / "project"))
     store.store_in.cache_clear()
     assert store.current().directories == [tmp_path / "project", tmp_path / "user" / "tritonbn" / "timings"]
+    monkeypatch.setenv(store.VARIABLE, "~/project")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store.current().directories[0] == tmp_path / "project"
     monkeypatch.delenv(store.VARIABLE)
     assert store.current().directories == [tmp_path / "user" / "tritonbn" / "timings"]
     store.store_in.cache_clear()

@@ -44,6 +44,8 @@ FUNCTIONS: dict[Any, type[nn.Module]] = {
     F.silu: nn.SiLU,
 }
 """Functions, and methods by name, that take the arguments of the module's constructor after their input."""
+FORWARDS = {kind: getattr(kind, "forward", None) for kind in ACTIVATIONS}
+"""As torch wrote them: whoever gives a class another one wants that to run."""
 
 
 def fuse_forwards(model: nn.Module) -> None:
@@ -80,11 +82,15 @@ class Program:
     """A forward as recorded, with something fused in it, and what makes it the same as the one that was written."""
 
     forward: Callable[..., Any]
+    written: Callable[..., Any]
+    """Its source: what the class's forward was."""
     premises: Premises
     inputs: int
     """How many arguments have no default."""
     calls: list[str]
     """What each fused call does, such as "bn2 + residual + relu"."""
+    moved: list[str]
+    """Batch norms that it calls later than the code does."""
 
     def serves(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether it says of this call what the code does."""
@@ -92,7 +98,9 @@ class Program:
             not kwargs
             and len(args) == self.inputs
             and all(type(argument) in (Tensor, nn.Parameter) for argument in args)
+            and module.written.forward is self.written
             and self.premises.hold(module)
+            and not any(altered(module.get_submodule(name)) for name in self.moved)
         )
 
 
@@ -161,16 +169,16 @@ def program_of(module: nn.Module, training: bool) -> Program:
     if is_parametrized(module):
         raise TraceError("a class that torch has made of the one that was written, and will want to unmake")
     graph, premises = record(module, training, defaults, is_entered, written_class)
-    calls = fuse_graph(graph, module)
+    calls, moved = fuse_graph(graph, module)
     code = graph.python_code("self")
     forward = type(fx.GraphModule(module, graph)).forward
     forward = _forwards.setdefault((code.src, *code.globals.items()), forward)
-    return Program(forward, premises, len(parameters) - len(defaults), calls)
+    return Program(forward, written.forward, premises, len(parameters) - len(defaults), calls, moved)
 
 
-def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[str]:
-    """Put one call in place of each batch norm and what follows it, and say what these calls do."""
-    calls = []
+def fuse_graph(graph: fx.Graph, root: nn.Module) -> tuple[list[str], list[str]]:
+    """Put one call in place of each batch norm and what follows it: what these calls do, and what is called later."""
+    calls, moved = [], []
     for norm in reversed(list(graph.nodes)):  # of two summands the later one takes the other
         if norm.op != "call_module" or not takes_epilogue(root.get_submodule(norm.target)):
             continue
@@ -179,6 +187,7 @@ def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[str]:
         last, residual, operation, activated = norm, *sum_after(norm, root), None
         if residual is not None:
             last = sole_user(norm)
+            moved += [norm.target] if norm.next is not last else []
         kind, *given = activation_after(last, root)
         if residual is not None and ACTIVATIONS[kind] == "silu" and is_used_after(residual, last):
             kind, given = types.NoneType, []  # which saves no residual: what comes later may change it in place
@@ -197,7 +206,7 @@ def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[str]:
                 graph.erase_node(node)
         names = norm.target, residual and "residual", ACTIVATIONS[kind]
         calls.insert(0, " + ".join(filter(None, names)))
-    return calls
+    return calls, moved
 
 
 def is_used_after(value: fx.Node, node: fx.Node) -> bool:
@@ -280,6 +289,7 @@ def one_call(
             isinstance(norm, _KernelBatchNorm)
             and kind in ACTIVATIONS
             and not (altered(norm) or (activation is not None and altered(activation)))
+            and (activation is None or kind.forward is FORWARDS[kind])
             and norm.forward.__func__ is _KernelBatchNorm.forward
             and norm.activation is None
             and (operation is None or alike(x, residual))
@@ -289,7 +299,9 @@ def one_call(
         y = norm(x)
         if operation is not None:
             y = operation(y, residual)
-        return y if activation is None else activation(y)
+        if activation is default:  # a function in the code, of which no hook hears
+            return y if default is None else default.forward(y)
+        return activation(y)
 
     return fused
 

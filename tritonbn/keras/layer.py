@@ -433,8 +433,10 @@ def set_vectors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         if name in computed:
             setattr(module, name, computed[name])
-        else:
-            getattr(module, name).data.copy_(value)
+            continue
+        vector = getattr(module, name)
+        with torch.no_grad():  # a backward pass that still needs the old values is to hear of it
+            (vector.data if vector.is_inference() else vector).copy_(value)
 
 
 def regularization_loss(model: nn.Module) -> Tensor:

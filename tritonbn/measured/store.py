@@ -200,4 +200,4 @@ def current() -> Store:
 def store_in(project: str) -> Store:
     """One store for each directory of a project, "" for none."""
     user = Path(platformdirs.user_cache_dir("tritonbn")) / "timings"
-    return Store(Path(project).absolute(), user) if project else Store(user)
+    return Store(Path(project).expanduser().absolute(), user) if project else Store(user)
