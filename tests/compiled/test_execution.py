@@ -96,6 +96,7 @@ ORDERED = thorough(
 @pytest.mark.parametrize("case", ORDERED, ids=str)
 def test_orders(cut, monkeypatch, case):
     """Of programs on the fewest slots, on one more, and on as many as there are: the same bits."""
+    counters.forget()  # other tests' own, which may have no memory
     name, way, merged, target = case
     monkeypatch.setattr(configs, "MERGED_A_THREAD", merged)
     shape, memory_format, sizes, chunks = (orders.CASES | orders.REREAD)[name]

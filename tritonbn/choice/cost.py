@@ -75,7 +75,7 @@ LINE = 128
 BESIDE_LOADS = {"forward": 1.0, "backward": 0.7}
 """The part of computing that is felt where a program loads and computes in turn, with others beside it."""
 
-SHORT_ROW = 8
+SHORT_ROW = 2
 """Bytes that memory would have moved while it turns to another row, where tiles have parts of rows."""
 
 FASTEST_SM = 3
@@ -113,7 +113,7 @@ EDGE_INSTRUCTIONS = 10
 COPYING = 2
 """How many times as many if it goes through shared memory."""
 
-BUSY_WARPS = 15
+BUSY_WARPS = 11
 """Warps of an SM that keep it busy."""
 
 LANES = 128

@@ -48,12 +48,15 @@ SPANS = 8
 FEW_RESULTS, MANY_RESULTS = 8, 20
 """Numbers of other chunks that a thread merges at once without a register more, and what more of them add."""
 
+MERGING, MERGED_RESULT = 48, 1.35
+"""What a thread takes at least while it merges such numbers, and for each: more than short chunks do."""
+
 DEVIATIONS = 10
 """What the sums of deviations take forward; in 16 bits not with Volta's compiler."""
 
 COMPILERS = {
     "sm_70": {
-        ("forward", "planes"): (0.75, 0.75),
+        ("forward", "planes"): (1.1, 0.64),
         ("forward", "edges"): (1.45, 0.75),
         ("forward", "runs"): (1.0, 0.96),
         ("forward", "rows"): (1.7, 0.59),
@@ -295,9 +298,13 @@ def held_registers(work: Work, config: Config, device: Device, per_thread: int) 
     if config.items(work.geometry) > 1:
         beside += looping
     merged = merging(config, work.geometry, device)
-    if merged.chunks > 1 and device.arch != "sm_70":  # whose compiler finds room for both
-        beside += SPANS if merged.spans else 0
-        beside += MANY_RESULTS if results_at_once(work, config, merged, device) > FEW_RESULTS else 0
+    if merged.chunks > 1:
+        results = results_at_once(work, config, merged, device)
+        if results > FEW_RESULTS and not config.rereads:
+            least = max(least, MERGING + MERGED_RESULT * results)
+        if device.arch != "sm_70":  # whose compiler finds room for both
+            beside += SPANS if merged.spans else 0
+            beside += MANY_RESULTS if results > FEW_RESULTS else 0
     return max(least, beside + per_thread * double * (element + HELD_EPILOGUE[work.epilogue][mode]))
 
 
