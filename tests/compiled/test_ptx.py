@@ -297,6 +297,10 @@ def test_shuffles(shuffle):
     assert results == [SHUFFLES[shuffle](lane) for lane in range(LANES)]
 
 
+def test_pragmas_change_no_value():
+    assert run('\n\t.pragma "used_bytes_mask 0x3";\n\tmov.b32 %r9, 5;') == [5] * LANES
+
+
 def test_sums_of_warps():
     assert run("redux.sync.add.s32 %r9, %r900, -1;", threads=64) == [sum(range(32))] * 32 + [sum(range(32, 64))] * 32
 

@@ -59,7 +59,7 @@ class Kernel:
 
 def parse(ptx: str) -> Kernel:
     """The one kernel of a module."""
-    text = re.sub(r"//.*|^\s*\.(?:loc|file).*|^\$L__(?:tmp|func).*", "", ptx, flags=re.MULTILINE)
+    text = re.sub(r"//.*|^\s*\.(?:loc|file|pragma).*|^\$L__(?:tmp|func).*", "", ptx, flags=re.MULTILINE)
     head, body = re.split(r"\)[^{]*\{", text.split(".entry", 1)[1], maxsplit=1)
     types: dict[str, str] = {}
     blocks: list[list[Instruction]] = [[]]
