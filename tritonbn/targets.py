@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from .backends import backend
-from .compiling.machine_code import Resources, code, is_assembled, read_resources
+from .compiling.machine_code import Resources, code, cubin_registers, is_assembled, read_resources
 from .compiling.machine_code import occupancy as occupancy
 from .compiling.processes import cores, forked
 from .devices import architecture, find, most_similar
@@ -158,7 +158,8 @@ class CompilingDriver:
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[Any, ...]:
         """Module, function, registers, spills, and most threads per program."""
-        return name, name, 0, 0, 1024
+        registers, spills = cubin_registers(binary) if self.target.backend == "cuda" else (0, 0)
+        return name, name, registers, spills // 4, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         """What is called in place of a launch."""

@@ -239,6 +239,41 @@ def test_odd_shapes_do_not_spill_and_are_as_wide_as_their_alignment(architecture
             assert found.stores.get(2, 0) <= writes * beside * edges_a_thread(launch), launch
 
 
+class Spilling(targets.CompilingDriver):
+    """Says of each binary that it loads how many registers were spilled, in this order."""
+
+    def __init__(self, architecture, spills):
+        super().__init__(architecture)
+        self.number = f"{architecture} spilling {spills}"
+        self.spills = list(spills)
+
+    def load_binary(self, *arguments):
+        module, function, registers, _, threads = super().load_binary(*arguments)
+        return module, function, registers, self.spills.pop(0), threads
+
+
+@pytest.mark.parametrize(
+    ("architecture", "spills", "taken"),
+    [
+        ("sm_80", (0,), 128),
+        ("sm_80", (4, 0), 120),
+        ("sm_80", (4, 8, 0), 112),
+        ("sm_80", (4, 2, 2), 120),
+        ("sm_80", (4, 8, 4), 128),
+        ("gfx942", (4,), None),
+    ],
+)
+def test_what_spills_is_compiled_for_fewer_registers(cut, architecture, spills, taken):
+    """Launched is what spills least, the first of several: how much it is is the assembler's luck."""
+    cut(1, 4, 256, 8, strategy="resident", registers=128)
+    driver = Spilling(architecture, spills)
+    with targets.driven_by(driver) as done, torch.no_grad():
+        tritonbn.batch_norm(torch.empty(32, 64, 16, 16, device="meta"), None, None, training=True)
+    (launch,) = done
+    assert not driver.spills
+    assert getattr(launch.metadata, "maxnreg", None) == taken
+
+
 @pytest.mark.parametrize("architecture", thorough(["sm_90", "gfx942"], "sm_90"))
 @pytest.mark.parametrize("memory_format", thorough([FIRST, LAST], LAST), ids=str)
 def test_double_precision(architecture, memory_format):

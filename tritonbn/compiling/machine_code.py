@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import triton
 from triton.runtime.cache import get_cache_manager
@@ -65,9 +66,22 @@ def read_resources(key: str, kernel: str) -> Resources:
 
 def read_cubin(cubin: str, ptx: str, shared: int) -> Resources:
     """NVIDIA: registers and spills from the binary; accesses from the PTX, as ptxas neither splits nor joins them."""
+    return Resources(*cubin_usage(cubin), shared, *ptx_widths(ptx))
+
+
+def cubin_registers(binary: bytes) -> tuple[int, int]:
+    """Registers and spilled bytes per thread of a binary that lies in no file."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        return cubin_usage(file.name)
+
+
+def cubin_usage(cubin: str) -> tuple[int, int]:
+    """Registers and spilled bytes per thread."""
     usage = nvidia_tool("cuobjdump", "-res-usage", cubin)
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
-    return Resources(registers, stack + local, shared, *ptx_widths(ptx))
+    return registers, stack + local
 
 
 def ptx_widths(ptx: str) -> tuple[dict[int, int], dict[int, int]]:

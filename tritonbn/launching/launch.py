@@ -26,6 +26,9 @@ NOT_OF_A_CONFIG = (OSError, TypeError, ValueError)
 POINTER_ALIGNMENT = 16
 """Bytes by which Triton tells kernels apart: accesses of full width need it of every pointer."""
 
+LOWER_CAPS = 8, 16
+"""Registers fewer that a kernel is tried with where it spills: NVIDIA's assembler fills what it may take, by luck."""
+
 HOOKS = triton.knobs.runtime
 """Where Triton keeps what it calls at every launch, for a profiler."""
 
@@ -238,11 +241,20 @@ class Plan:
 
     def prepare(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> tuple[Any, ...]:
         """What it takes to launch, compiled if need be; the last is what follows the arguments, constexprs and all."""
-        compiled = self.kernel.warmup(*arguments, *self.sizes, grid=grid, **keywords)
+        compiled = self.load(arguments, grid, keywords)
+        for fewer in LOWER_CAPS if "maxnreg" in keywords else ():
+            if compiled.n_spills:
+                other = self.load(arguments, grid, {**keywords, "maxnreg": keywords["maxnreg"] - fewer})
+                compiled = min(compiled, other, key=lambda each: each.n_spills)
         names = [p.name for p in self.kernel.params if p.is_constexpr]
         rest = (*self.sizes, *(keywords[name] for name in names))
+        return compiled, (*grid, 1, 1), compiled.run, (compiled.function, compiled.packed_metadata), rest
+
+    def load(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> Any:
+        """What Triton makes of the kernel, compiled if need be, and loaded: its registers and spills are known then."""
+        compiled = self.kernel.warmup(*arguments, *self.sizes, grid=grid, **keywords)
         with _loading:
-            run = compiled.run
+            compiled.run  # noqa: B018  # Triton makes the launcher when it is asked for it
             if compiled.function is None:  # Triton itself does not try again where loading has failed once
                 compiled._init_handles()
-        return compiled, (*grid, 1, 1), run, (compiled.function, compiled.packed_metadata), rest
+        return compiled
