@@ -495,23 +495,34 @@ def test_hooks_hear_the_calls_that_are_written_in_their_order(everywhere):
     assert seen == ["conv", "bn", "shortcut", ""]
 
 
-@pytest.mark.parametrize("patched", ["the module", "its activation"])
-def test_a_class_that_is_given_another_forward(monkeypatch, patched):
-    class Activated(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bn, self.relu = bn(), nn.ReLU()
+class Activated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn, self.relu = bn(), nn.ReLU()
 
-        def forward(self, x):
-            return self.relu(self.bn(x))
+    def forward(self, x):
+        return self.relu(self.bn(x))
 
-    model = tritonbn.convert(Activated().to(DEVICE), fuse=True)
+
+class ActivatedByFunction(Activated):
+    def forward(self, x):
+        return F.relu(self.bn(x))
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "patched", "runs"),
+    [(Activated, Activated, True), (Activated, nn.ReLU, True), (ActivatedByFunction, nn.ReLU, False)],
+)
+def test_a_class_that_is_given_another_forward(monkeypatch, kind, patched, runs, hooked):
+    model = tritonbn.convert(kind().to(DEVICE), fuse=True)
     x = images(dtype=torch.float32)
+    if hooked:
+        model.bn.register_forward_hook(lambda *_: None)
     with tritonbn.backend("aten"):
         assert (model(x) != 7).any()
-        kind = Activated if patched == "the module" else nn.ReLU
-        monkeypatch.setattr(kind, "forward", lambda self, x: torch.full_like(x, 7))
-        assert (model(x) == 7).all()
+        monkeypatch.setattr(patched, "forward", lambda self, x: torch.full_like(x, 7))
+        assert (model(x) == 7).all() == runs
 
 
 class Scaled(torch.autograd.Function):

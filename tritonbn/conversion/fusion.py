@@ -289,7 +289,7 @@ def one_call(
             isinstance(norm, _KernelBatchNorm)
             and kind in ACTIVATIONS
             and not (altered(norm) or (activation is not None and altered(activation)))
-            and (activation is None or kind.forward is FORWARDS[kind])
+            and (activation is default or kind.forward is FORWARDS[kind])
             and norm.forward.__func__ is _KernelBatchNorm.forward
             and norm.activation is None
             and (operation is None or alike(x, residual))
@@ -299,8 +299,10 @@ def one_call(
         y = norm(x)
         if operation is not None:
             y = operation(y, residual)
-        if activation is default:  # a function in the code, of which no hook hears
-            return y if default is None else default.forward(y)
+        if activation is None:
+            return y
+        if activation is default:  # a function in the code: no hook hears of it, and no other forward is in its place
+            return FORWARDS[kind](activation, y)
         return activation(y)
 
     return fused

@@ -126,7 +126,7 @@ def sign_bytes(work: Work, config: Config) -> int:
 
 
 def hold(work: Work, config: Config, case: Case) -> str | None:
-    """How tiles are held (kernels/holding.py), by assembly for CUDA's compiler, which else spills fewer of 32 bits."""
+    """How tiles are held (kernels/holding.py), by assembly for CUDA; of 32 bits forward only: backward spills more."""
     if case.device.backend != "cuda" or devices.INTERPRETED:
         return None
     if work.itemsize > (4 if work.mode == "forward" else 2):
