@@ -1,5 +1,6 @@
 """Bad input raises what torch raises, says what was expected and what came, and changes nothing."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,9 @@ CASES = {
     "one value per channel": (dict(input=ones(1, 3, 1)), ValueError, r"more than 1 value .* got .*\(1, 3, 1\)"),
     "training as a word": (dict(training="False"), TypeError, "training to be a bool, got str"),
     "training as a number": (dict(training=1), TypeError, "training to be a bool, got int"),
+    "training of numpy": (dict(training=np.bool_(True)), TypeError, r"training to be a bool, got numpy\.bool"),
+    "eps with an axis": (dict(eps=ones(1)), TypeError, "eps to be a number, got Tensor"),
+    "eps that wants a gradient": (dict(eps=ones().requires_grad_()), TypeError, "eps to be a number, got Tensor"),
     "weight for no channels": (
         dict(input=ones(4, 0), running_mean=ones(0), running_var=ones(0), weight=ones(0)),
         IndexError,
@@ -102,6 +106,8 @@ BEYOND_TORCH = {
     "axis a string": (dict(axis="1"), TypeError, "axis to be an integer, got str"),
     "eps a string": (dict(eps="1e-5"), TypeError, "eps to be a number, got str"),
     "complex eps": (dict(eps=1e-5 + 1j), TypeError, "eps to be a number, got complex"),
+    "eps below 0 in a tensor": (dict(eps=-ones()), ValueError, "eps to be positive, got -1.0"),
+    "weight as a column": (dict(weight=ones(3, 1)), RuntimeError, r"3 elements.* got 3 in shape \(3, 1\)"),
     "correction 2": (dict(correction=2), ValueError, "correction to be 0 or 1, got 2"),
 }
 """Arguments that torch's function has not."""

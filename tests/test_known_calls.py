@@ -22,10 +22,10 @@ from tritonbn.planning import forms
 EQUAL = {
     "axis": (1, [1.0, True, Decimal(1), np.int32(1), 1 + 0j]),
     "correction": (1, [1.0, True, Decimal(1), np.int32(1), 1 + 0j]),
-    "eps": (0.25, [Decimal("0.25"), Fraction(1, 4), np.float32(0.25), 0.25 + 0j]),
+    "eps": (0.25, [Decimal("0.25"), Fraction(1, 4), np.float32(0.25), 0.25 + 0j, torch.tensor(0.25)]),
     "negative_slope": (0.5, [Decimal("0.5"), Fraction(1, 2), np.float32(0.5), 0.5 + 0j]),
 }
-"""Argument -> a value, and others that are equal to it and hashed as it is."""
+"""Argument -> a value, and others that are equal to it, numbers being hashed as it is."""
 
 OTHERS = [(name, value, other) for name, (value, others) in EQUAL.items() for other in others]
 
@@ -55,6 +55,13 @@ def test_equal_numbers_are_the_same_number(name, value, other, backend):
         assert list(functional._cases.values()) == [case]
         assert {type(case.axis), type(case.correction)} == {int}
         assert {type(case.eps), type(case.slope)} == {float}
+
+
+def test_eps_in_a_tensor_is_read_at_every_call():
+    eps = torch.tensor(1e-5)
+    before = outcome(eps=eps)[0]
+    torch.testing.assert_close(outcome(eps=eps.fill_(4.0))[0], outcome(eps=4.0)[0], rtol=0, atol=0)
+    assert not torch.equal(outcome(eps=4.0)[0], before)
 
 
 def test_a_number_no_float_equals():

@@ -63,7 +63,8 @@ def batch_norm(
         momentum: weight of the batch's statistics in the update of the running ones, a number or a tensor of one
             element on the input's device (which is then read there, without waiting for it on the host); None for the
             cumulative average, 1 / (num_batches_tracked + 1).
-        eps: added to the variance; positive in training, otherwise not negative.
+        eps: added to the variance; positive in training, otherwise not negative. A number; outside of torch.compile
+            also, as in torch, a tensor of no axes that needs no gradient, for which the host waits.
         residual: of the input's shape, dtype and device, of any strides; gets a gradient.
         activation: None, "relu", "leaky_relu" or "silu". Backward, relu and leaky_relu with a residual need one bit an
             element beside the input; silu keeps the residual.
@@ -95,7 +96,7 @@ def batch_norm(
     Every error is raised before a buffer is touched.
     """
     if training is not True and training is not False:
-        raise TypeError(f"batch_norm: expected training to be a bool, got {type(training).__name__}")
+        raise TypeError(f"batch_norm: expected training to be a bool, got {torch.typename(training)}")
     if process_group is not None and training and (group := distributed.sharing(process_group)) is not None:
         return synchronized(
             Arguments(
@@ -144,7 +145,7 @@ def batch_norm(
         if input.numel() == 0 or not uses_kernels(*given):
             return by_aten(given)
         x = walkable(input, given.axis % input.dim())
-        if x is not input:
+        if x is not input or isinstance(eps, Tensor):  # whose value the key has not
             return batch_norm(x, **{name: value for name, value in given._asdict().items() if name != "input"})
         if case is None:
             case = remember(key, case_of(given))
@@ -177,8 +178,11 @@ class Arguments(NamedTuple):
 
     def plain(self) -> Arguments:
         """The same with Python's own numbers."""
+        eps = self.eps
+        if isinstance(eps, Tensor) and eps.dim() == 0 and not eps.requires_grad:  # which torch takes too
+            eps = eps.item()
         return self._replace(
-            eps=plain(float, self.eps),
+            eps=plain(float, eps),
             axis=plain(int, self.axis),
             correction=plain(int, self.correction),
             negative_slope=plain(float, self.negative_slope),
