@@ -1,6 +1,7 @@
 """The modules are torch's in everything but who computes."""
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -10,6 +11,7 @@ from support import DEVICE, random
 from torch import nn
 
 import tritonbn
+from tritonbn.research import BatchRenorm2d, GhostBatchNorm2d, MaskedBatchNorm2d
 
 PAIRS = [
     (tritonbn.BatchNorm1d, nn.BatchNorm1d),
@@ -57,6 +59,32 @@ def test_names_and_state(ours, theirs):
     assert list(mine.state_dict()) == list(theirs.state_dict())
     assert mine.state_dict()._metadata == theirs.state_dict()._metadata
     assert isinstance(mine, type(theirs))
+
+
+VARIANTS = {GhostBatchNorm2d: {"virtual_batch_size"}, BatchRenorm2d: {"r_max", "d_max"}, MaskedBatchNorm2d: set()}
+NAMED = [
+    *((*pair, set()) for pair in (*PAIRS, (tritonbn.SyncBatchNorm, nn.SyncBatchNorm))),
+    *((variant, nn.BatchNorm2d, own) for variant, own in VARIANTS.items()),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "own"), NAMED)
+def test_arguments_are_named(ours, theirs, own):
+    """Torch's, in its order and with its defaults, and ours by name: in help() and editors."""
+    mine, given = (
+        {each.name: (each.kind, each.default) for each in inspect.signature(kind).parameters.values()}
+        for kind in (ours, theirs)
+    )
+    assert [each for each in mine.items() if each[0] in given] == list(given.items())
+    assert mine.keys() - given.keys() - {"bias"} == {"activation", "negative_slope", *own}  # older torch has no bias
+
+
+@pytest.mark.skipif("bias" not in inspect.signature(nn.BatchNorm2d).parameters, reason="expected a torch that knows it")
+@pytest.mark.parametrize(("ours", "theirs"), [*PAIRS, (tritonbn.SyncBatchNorm, nn.SyncBatchNorm)])
+def test_without_a_bias(ours, theirs):
+    mine, theirs = ours(3, bias=False), theirs(3, bias=False)
+    assert mine.bias is theirs.bias is None
+    assert repr(mine) == repr(theirs)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)

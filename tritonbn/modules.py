@@ -37,15 +37,20 @@ class _KernelBatchNorm(Unscriptable, _BatchNorm):
 
     def __init__(
         self,
-        *args: Any,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
         device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         activation: Activation | None = None,
         negative_slope: float = 0.01,
-        **kwargs: Any,
     ) -> None:
-        if device is not None:  # by its name, which torch.nn.utils.skip_init looks for; given once, by position too
-            kwargs["device"] = device
-        super().__init__(*args, **kwargs)
+        newer = {} if bias else {"bias": bias}  # which older versions of torch do not know
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **newer)
         check_activation(type(self).__name__, activation)
         self.activation = activation
         self.negative_slope = negative_slope
@@ -173,10 +178,13 @@ class SyncBatchNorm(_KernelBatchNorm):
         process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        **kwargs: Any,
+        *,
+        bias: bool = True,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
     ) -> None:
-        kwargs |= {"device": device, "dtype": dtype}
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, **kwargs)
+        ours = {"activation": activation, "negative_slope": negative_slope}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, **ours)
         self.process_group = process_group
 
     def function(self, *given: Any, **epilogue: Any) -> Tensor:

@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 from .. import plan
 from ..autograd import activation_slope, as_allocated, differentiable_backward, is_batched, launching, require_savable
 from ..backends import uses_kernels
-from ..functional import Arguments, batch_norm, check, known_case
+from ..functional import Activation, Arguments, batch_norm, check, known_case
 from ..launching.launch import POINTER_ALIGNMENT, dense_strides, laid_out, statistics_dtype, walkable
 from ..modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, _KernelBatchNorm
 from ..plan import State
@@ -28,11 +28,19 @@ class _GhostBatchNorm(_KernelBatchNorm):
         self,
         num_features: int,
         virtual_batch_size: int,
-        *args: Any,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
         device: torch.device | str | int | None = None,
-        **kwargs: Any,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
     ) -> None:
-        super().__init__(num_features, *args, device=device, **kwargs)
+        ours = {"activation": activation, "negative_slope": negative_slope}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, **ours)
         if not isinstance(virtual_batch_size, int) or virtual_batch_size < 1:
             name = type(self).__name__
             raise ValueError(f"{name}: expected virtual_batch_size to be a positive integer, got {virtual_batch_size}")

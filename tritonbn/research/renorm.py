@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 
 from ..autograd import BatchNorm, launching, require_savable
 from ..backends import uses_kernels
-from ..functional import Arguments, batch_norm, check, known_case
+from ..functional import Activation, Arguments, batch_norm, check, known_case
 from ..launching.launch import statistics_dtype, walkable
 from ..modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, _KernelBatchNorm
 from ..plan import State
@@ -24,13 +24,22 @@ class _BatchRenorm(_KernelBatchNorm):
 
     def __init__(
         self,
-        *args: Any,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
         r_max: float = 3.0,
         d_max: float = 5.0,
-        device: torch.device | str | int | None = None,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, device=device, **kwargs)
+        ours = {"activation": activation, "negative_slope": negative_slope}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, **ours)
         self.r_max, self.d_max = r_max, d_max
         self.check_renorm(self.running_mean)
 
