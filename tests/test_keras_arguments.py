@@ -15,12 +15,16 @@ from tritonbn.keras import L1L2Regularizer, WeightRegularizer, initializers, l1,
 BAD = {
     "mode 3": ({"mode": 3}, ValueError, "mode to be 0, 1 or 2, got 3"),
     "mode -1": ({"mode": -1}, ValueError, "0, 1 or 2, got -1"),
+    "mode an array": ({"mode": np.array([0, 1])}, ValueError, r"0, 1 or 2, got array\(\[0, 1\]\)"),
     "mode text": ({"mode": "1"}, ValueError, "0, 1 or 2, got '1'"),
-    "epsilon 0": ({"epsilon": 0}, ValueError, "epsilon to be positive, got 0"),
+    "epsilon 0": ({"epsilon": 0}, ValueError, "epsilon to be positive and finite, got 0"),
     "epsilon below": ({"epsilon": -1e-3}, ValueError, "got -0.001"),
-    "epsilon none": ({"epsilon": None}, ValueError, "epsilon to be positive, got None"),
+    "epsilon none": ({"epsilon": None}, ValueError, "positive and finite, got None"),
     "epsilon text": ({"epsilon": "a"}, ValueError, "got 'a'"),
     "epsilon nan": ({"epsilon": float("nan")}, ValueError, "got nan"),
+    "epsilon inf": ({"epsilon": float("inf")}, ValueError, "positive and finite, got inf"),
+    "epsilon an array": ({"epsilon": torch.ones(2)}, ValueError, "positive and finite, got tensor"),
+    "epsilon beyond floats": ({"epsilon": 10**400}, ValueError, "positive and finite, got 10"),
     "momentum above": ({"momentum": 1.01}, ValueError, r"momentum to lie in \[0, 1\], got 1.01"),
     "momentum below": ({"momentum": -0.1}, ValueError, "got -0.1"),
     "momentum none": ({"momentum": None}, ValueError, r"momentum to lie in \[0, 1\], got None"),
@@ -29,11 +33,18 @@ BAD = {
     "axis unknown": ({"axis": 0, "input_shape": (3,)}, ValueError, "known size along axis 0"),
     "size unknown": ({"input_shape": (None,)}, ValueError, "known size along axis -1"),
     "mode 1": ({"mode": 1, "axis": 1, "input_shape": (3, 4)}, ValueError, "last axis, which mode 1 normalizes"),
-    "axis no integer": ({"axis": 1.5}, TypeError, "integer"),
+    "axis no integer": ({"axis": 1.0}, TypeError, "expected axis to be an integer, got 1.0"),
+    "axis none": ({"axis": None}, TypeError, "expected axis to be an integer, got None"),
+    "shape a number": ({"input_shape": 3}, TypeError, "expected input_shape to be a tuple of sizes, got 3"),
+    "batch shape a number": ({"batch_input_shape": 3}, TypeError, "batch_input_shape to be a tuple of sizes, got 3"),
+    "shape of fractions": ({"input_shape": (3.0,)}, TypeError, "a size in input_shape to be an integer, got 3.0"),
     "one weight": ({"weights": [np.ones(3)]}, ValueError, r"\[gamma, beta\] or .* got 1 arrays"),
     "weights no list": ({"weights": 5}, ValueError, "got 5$"),
     "weights no axes": ({"weights": np.array(5)}, ValueError, r"got array\(5\)"),
-    "weights text": ({"weights": "ab"}, ValueError, "gamma to be an array of numbers, got 'a'"),
+    "weights text": ({"weights": "ab"}, ValueError, "gamma to be an array of real numbers, got 'a'"),
+    "weights complex": ({"weights": [np.ones(3), 1j * np.ones(3)]}, ValueError, r"beta .* of real numbers, got array"),
+    "weights a complex tensor": ({"weights": [torch.ones(3) + 0j] * 2}, ValueError, "of real numbers, got tensor"),
+    "weights of two lengths": ({"weights": [np.ones(3), np.ones(4)]}, ValueError, r"beta of shape \(3,\), got \(4,\)"),
     "three weights": ({"weights": [np.ones(3)] * 3}, ValueError, "got 3 arrays"),
     "weights of a shape": (
         {"weights": [np.ones(3), np.ones((1, 3))], "input_shape": (3,)},
@@ -46,6 +57,9 @@ BAD = {
     "gamma_regularizer": ({"gamma_regularizer": "l3"}, ValueError, "Invalid regularizer: l3"),
     "beta_regularizer": ({"beta_regularizer": {"name": "l3", "l1": 1.0}}, ValueError, "Invalid regularizer: l3"),
     "regularizer no name": ({"beta_regularizer": 0.1}, ValueError, "Invalid regularizer: 0.1"),
+    "regularizer not called": ({"gamma_regularizer": l2}, ValueError, r"Invalid regularizer: l2 .* l2\(0.01\)"),
+    "regularizer a class": ({"gamma_regularizer": L1L2Regularizer}, ValueError, "Invalid regularizer: L1L2Regularizer"),
+    "regularizer an array": ({"gamma_regularizer": np.ones(3)}, ValueError, "Invalid regularizer"),
     "regularizer without name": ({"beta_regularizer": {"l1": 0.1}}, ValueError, "Invalid regularizer: {'l1': 0.1}"),
     "regularizer key": ({"beta_regularizer": {"name": "l1l2", "l3": 0.1}}, TypeError, "expected l1 and l2, got l3"),
     "regularizer of one key": ({"gamma_regularizer": {"name": "l1", "l1": 0.1, "foo": 3}}, TypeError, "got foo$"),
@@ -172,6 +186,14 @@ def test_regularizers(identifier, term):
     assert [loss.shape for loss in layer.losses] == [()]
     assert layer.losses[0].item() == pytest.approx(term)
     assert identifier is given or identifier == given, "the dict was changed"
+
+
+@pytest.mark.parametrize("term", [torch.square, lambda _: np.ones(3), lambda _: None, lambda _: "0.1"])
+def test_terms_that_are_no_scalars(term):
+    layer = BatchNormalization(gamma_regularizer=term, input_shape=(3,))
+    for loss in (lambda: layer.losses, lambda: regularization_loss(layer)):
+        with pytest.raises(ValueError, match="expected it to give a number or a tensor of no axes, got"):
+            loss()
 
 
 def test_gammas_term_comes_first():

@@ -334,7 +334,6 @@ def batch():
     return random((4, 3))
 
 
-ONES = np.ones(3)
 BAD_INPUT = {
     "list": ({}, lambda: [1.0], TypeError, "input to be a Tensor, got list"),
     "integers": ({}, lambda: batch().long(), NotImplementedError, "got torch.int64"),
@@ -343,7 +342,7 @@ BAD_INPUT = {
     "axis too large": ({"axis": 2}, batch, ValueError, r"axis in \[-2, 2\) .*\(4, 3\), got 2"),
     "axis too small": ({"axis": -3}, batch, ValueError, r"axis in \[-2, 2\) .*\(4, 3\), got -3"),
     "mode 1, another axis": ({"mode": 1, "axis": 1}, lambda: random((2, 3, 4)), ValueError, "last axis, which mode 1"),
-    "other weights": ({"weights": [ONES, np.ones(4)]}, batch, ValueError, r"beta of shape \(3,\), got \(4,\)"),
+    "other weights": ({"weights": [np.ones(4)] * 2}, batch, ValueError, r"gamma of shape \(3,\), got \(4,\)"),
     "matrix init": ({"gamma_init": "identity"}, batch, ValueError, "square matrix"),
     "another matrix init": ({"beta_init": "orthogonal"}, batch, ValueError, "two axes"),
     "other init": ({"gamma_init": lambda _: np.ones(2)}, batch, ValueError, r"gamma of shape \(3,\), got \(2,\)"),
@@ -394,6 +393,8 @@ def test_weights(built):
         [*arrays, arrays[0]],
         [*arrays[:3], np.ones(4)],
         [*arrays[:3], np.ones((3, 1))],
+        [*arrays[:3], 1j * np.ones(3)],
+        5,
     ):
         before = state(module)
         with pytest.raises(ValueError, match="expected"):

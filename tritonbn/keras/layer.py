@@ -6,6 +6,7 @@ import itertools
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
+from math import inf, nan
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
     one rank and one size along `axis`.
 
     Args:
-        epsilon: added to the variance; positive.
+        epsilon: added to the variance; positive and finite.
         mode: 0, 1 or 2.
         axis: the axis of the channels, the batch axis included in the count, negative ones from the end. In mode 1 it
             only sizes gamma and beta, and so has to be as long as the last axis.
@@ -74,8 +75,8 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
 
     Raises:
         ValueError: an argument outside of the values named here, in the constructor; a shape that does not fit, when it
-            is known.
-        TypeError: an unknown keyword; a call with anything but one input.
+            is known; a regularizer's term that is no scalar, in `losses`.
+        TypeError: an unknown keyword; an axis or a size that is no integer; a call with anything but one input.
 
     What else a call raises is told by tritonbn.batch_norm. After any exception the layer is as it was.
     """
@@ -100,17 +101,16 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if mode not in MODES:
+        if as_number(mode) not in MODES:
             raise ValueError(f"BatchNormalization: expected mode to be 0, 1 or 2, got {mode!r}")
-        if not as_number(epsilon) > 0:
-            raise ValueError(f"BatchNormalization: expected epsilon to be positive, got {epsilon!r}")
+        if not 0 < as_number(epsilon) < inf:
+            raise ValueError(f"BatchNormalization: expected epsilon to be positive and finite, got {epsilon!r}")
         if not 0 <= as_number(momentum) <= 1:
             raise ValueError(f"BatchNormalization: expected momentum to lie in [0, 1], got {momentum!r}")
-        count = operator.length_hint(weights, -1)
-        if weights is not None and count not in (2, 4):
+        if weights is not None and operator.length_hint(weights, -1) not in (2, 4):
             raise ValueError(
                 "BatchNormalization: expected weights to be [gamma, beta] or [gamma, beta, running_mean, running_std], "
-                f"got {repr(weights) if count < 0 else f'{count} arrays'}"
+                f"got {counted(weights)}"
             )
         initializers.get(beta_init), initializers.get(gamma_init)
         with warnings.catch_warnings():
@@ -118,7 +118,7 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
             super().__init__()
         self.epsilon = float(epsilon)
         self.mode = int(mode)
-        self.axis = operator.index(axis)
+        self.axis = as_integer(axis, "axis")
         self.momentum = float(momentum)
         self.beta_init = beta_init
         self.gamma_init = gamma_init
@@ -126,12 +126,14 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
         self.beta_regularizer = regularizers.get(beta_regularizer)
         self.name = f"batchnormalization_{next(_numbers)}" if name is None else name
         if batch_input_shape is None and input_shape is not None:
-            batch_input_shape = (None, *input_shape)
-        self.batch_input_shape = None if batch_input_shape is None else as_shape(batch_input_shape)
+            batch_input_shape = (None, *as_shape(input_shape, "input_shape"))
+        self.batch_input_shape = None if batch_input_shape is None else as_shape(batch_input_shape, "batch_input_shape")
         self.input_dtype = input_dtype
         self.rank: int | None = None
-        given = () if weights is None else zip(VECTORS, weights, strict=False)
-        self._initial_weights = {vector: as_vector(array, None, vector) for vector, array in given}
+        self._initial_weights: dict[str, Tensor] = {}
+        for vector, array in zip(VECTORS, () if weights is None else weights, strict=False):
+            channels = len(self._initial_weights["gamma"]) if self._initial_weights else None
+            self._initial_weights[vector] = as_vector(array, channels, vector)
         self._follows_device = device is None
         self._follows_dtype = dtype is None
         self._kept_wide: frozenset[str] = frozenset()  # vectors that are of float64, as loaded, until a call decides
@@ -196,6 +198,7 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
         Args:
             input_shape: with the batch axis; None where a size is unknown. ValueError if it does not fit the layer.
         """
+        input_shape = as_shape(input_shape, "input_shape")
         channels = self.channels_of(input_shape)
         if self.has_uninitialized_params():
             self._materialize(channels)
@@ -319,9 +322,9 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
         Vectors with torch's parametrizations are set by way of these. ValueError for another number of arrays or
         another shape, or for a vector that is computed, without a right_inverse; then nothing has changed.
         """
-        if len(weights) != len(VECTORS):
+        if operator.length_hint(weights, -1) != len(VECTORS):
             raise ValueError(
-                f"BatchNormalization: expected {len(VECTORS)} arrays ({', '.join(VECTORS)}), got {len(weights)}"
+                f"BatchNormalization: expected {len(VECTORS)} arrays ({', '.join(VECTORS)}), got {counted(weights)}"
             )
         known = next((vector for name in VECTORS if not is_lazy(vector := getattr(self, name))), None)
         channels = len(as_vector(weights[0], None, "gamma")) if known is None else known.numel()
@@ -346,11 +349,7 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
         if self.has_uninitialized_params():
             return []
         pairs = ((self.gamma_regularizer, self.gamma), (self.beta_regularizer, self.beta))
-        return [
-            torch.as_tensor(regularizer(vector), device=vector.device)
-            for regularizer, vector in pairs
-            if regularizer is not None
-        ]
+        return [regularizers.term_of(regularizer, vector) for regularizer, vector in pairs if regularizer is not None]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments but weights, device and dtype, ready for JSON.
@@ -389,12 +388,33 @@ class BatchNormalization(Unscriptable, LazyModuleMixin, nn.Module):
 
 def as_number(value: Any) -> float:
     """The value as a float; nan, which no limits hold, if it is no number."""
-    return float(value) if hasattr(value, "__float__") else float("nan")
+    try:
+        return float(value) if hasattr(value, "__float__") else nan
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # of arrays, tensors, and integers beyond all floats
+        return nan
 
 
-def as_shape(sizes: Shape) -> tuple[int | None, ...]:
-    """A shape of Python's own numbers."""
-    return tuple(None if size is None else operator.index(size) for size in sizes)
+def as_integer(value: Any, name: str) -> int:
+    """The value as Python's own integer; TypeError if it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"BatchNormalization: expected {name} to be an integer, got {value!r}") from None
+
+
+def as_shape(sizes: Shape, name: str) -> tuple[int | None, ...]:
+    """A shape of Python's own numbers; TypeError if it is none."""
+    try:
+        sizes = tuple(sizes)
+    except TypeError:
+        raise TypeError(f"BatchNormalization: expected {name} to be a tuple of sizes, got {sizes!r}") from None
+    return tuple(None if size is None else as_integer(size, f"a size in {name}") for size in sizes)
+
+
+def counted(weights: Any) -> str:
+    """What messages say of weights that are not as many as they should be."""
+    count = operator.length_hint(weights, -1)
+    return repr(weights) if count < 0 else f"{count} arrays"
 
 
 def as_vector(values: Any, channels: int | None, name: str) -> Tensor:
@@ -404,9 +424,13 @@ def as_vector(values: Any, channels: int | None, name: str) -> Tensor:
             vector = values.detach().clone()
         else:
             array = np.array(values)
-            vector = torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.float64))
+            is_kept = array.dtype == np.float32 or array.dtype.kind == "c"
+            vector = torch.from_numpy(array if is_kept else array.astype(np.float64))
+        if vector.is_complex():
+            raise TypeError("the imaginary parts would be lost")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"BatchNormalization: expected {name} to be an array of numbers, got {values!r}") from error
+        expected = f"expected {name} to be an array of real numbers"
+        raise ValueError(f"BatchNormalization: {expected}, got {values!r}") from error
     if vector.dim() != 1 or channels not in (None, len(vector)):
         shape = "(C,)" if channels is None else f"({channels},)"
         raise ValueError(f"BatchNormalization: expected {name} of shape {shape}, got {tuple(vector.shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -62,9 +63,12 @@ BY_NAME: dict[str, Callable[..., L1L2Regularizer]] = {
 def get(identifier: str | Mapping[str, Any] | Regularizer | None) -> Regularizer | None:
     """A regularizer from a name, a dict {'name', 'l1', 'l2'}, or a callable of the vector; None is none.
 
-    In a dict the name gives what is left out: {'name': 'l1'} is l1(0.01). ValueError for anything else, TypeError for
-    an unknown key of a dict.
+    In a dict the name gives what is left out: {'name': 'l1'} is l1(0.01). ValueError for anything else, also for what
+    has to be called to make a regularizer, such as l1 itself; TypeError for an unknown key of a dict.
     """
+    if isinstance(identifier, type) or any(identifier is each for each in BY_NAME.values()):
+        name = identifier.__name__
+        raise ValueError(f"Invalid regularizer: {name} (expected what a call of it gives, such as {name}(0.01))")
     if identifier is None or callable(identifier):
         return identifier
     given = {"name": identifier} if isinstance(identifier, str) else identifier
@@ -79,3 +83,13 @@ def get(identifier: str | Mapping[str, Any] | Regularizer | None) -> Regularizer
     if unknown := factors.keys() - {"l1", "l2"}:
         raise TypeError(f"regularizer {name}: expected l1 and l2, got {', '.join(sorted(map(str, unknown)))}")
     return L1L2Regularizer(**(vars(BY_NAME[name]()) | factors))
+
+
+def term_of(regularizer: Regularizer, vector: Tensor) -> Tensor:
+    """The regularizer's term of this vector as a tensor of no axes; ValueError if it is none."""
+    term = regularizer(vector)
+    if not isinstance(term, (Tensor, Real)) or getattr(term, "ndim", 0):
+        raise ValueError(
+            f"regularizer {regularizer}: expected it to give a number or a tensor of no axes, got {term!r}"
+        )
+    return torch.as_tensor(term, device=vector.device)
