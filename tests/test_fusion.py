@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import tritonbn
+from tritonbn.conversion import fusion
 from tritonbn.modules import _KernelBatchNorm
 
 RELU, SILU = ("relu", 0.01), ("silu", 0.01)
@@ -1098,6 +1099,35 @@ def test_copies_are_fused(calls, copied):
     if copied is not copy.copy:
         twin[0].bn1.weight.data.zero_()
         assert model[0].bn1.weight.any()
+
+
+def test_a_deep_copy_is_not_recorded_again(monkeypatch):
+    model = tritonbn.convert(nn.Sequential(BasicBlock(4, 4), BasicBlock(4, 4)).to(DEVICE), fuse=True)
+    recorded = []
+    monkeypatch.setattr(fusion, "record", lambda *_: recorded.append("again"))
+    for twin in (copy.deepcopy(model), copy.deepcopy(copy.deepcopy(model)), copy.copy(model)):
+        assert repr(twin) == repr(model)
+    assert not recorded
+
+
+CHANGED = {
+    "a child": lambda model: setattr(model, "act", nn.SiLU()),
+    "an attribute": lambda model: setattr(model, "factor", 3.0),
+    "the code": lambda model: setattr(model.written, "forward", lambda self, x: F.silu(self.bn(x))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_a_deep_copy_of_what_has_changed(calls, change):
+    """Is recorded anew: what no longer serves the model is not copied."""
+    model = written(lambda self, x: self.act(self.bn(x)) * self.factor, bn=bn(), act=nn.ReLU(), factor=2.0)
+    tritonbn.convert(model.to(DEVICE), fuse=True)
+    change(model)
+    twin = copy.deepcopy(model)
+    with tritonbn.backend("aten"):
+        torch.testing.assert_close(twin(images(dtype=torch.float32)), model(images(dtype=torch.float32)))
+    assert calls[0][1] is not None
+    assert calls[1][1] is None
 
 
 def test_a_slice_of_a_sequential_is_what_it_holds():

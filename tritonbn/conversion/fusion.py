@@ -8,6 +8,7 @@ code it is taken from: it is used where it must say the same, and elsewhere the 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import itertools
@@ -71,10 +72,14 @@ def fuse_forward(module: nn.Module) -> None:
 
 
 class Programs(dict[tuple[bool, bool], "Program"]):
-    """By module.training and torch.is_grad_enabled(). Copied and pickled as empty: a copy of a module makes its own."""
+    """By module.training and torch.is_grad_enabled(). Pickled as empty: what is loaded makes its own."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Programs, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
+        """Those of a copied module: their premises have the copies of its children."""
+        return Programs(copy.deepcopy(dict(self), memo))
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,13 @@ class Program:
             not kwargs
             and len(args) == self.inputs
             and all(type(argument) in (Tensor, nn.Parameter) for argument in args)
-            and module.written.forward is self.written
-            and self.premises.hold(module)
+            and self.stands(module)
             and not any(altered(module.get_submodule(name)) for name in self.moved)
         )
+
+    def stands(self, module: nn.Module) -> bool:
+        """Whether it still says of this module what the code does."""
+        return module.written.forward is self.written and self.premises.hold(module)
 
 
 _forwards: weakref.WeakValueDictionary[Any, Callable[..., Any]] = weakref.WeakValueDictionary()
@@ -130,7 +138,8 @@ class Fused(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        fuse_forward(self)
+        if not (self._programs and all(program.stands(self) for program in self._programs.values())):
+            fuse_forward(self)
 
 
 @functools.cache

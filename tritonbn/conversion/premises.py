@@ -6,6 +6,7 @@ answer has changed. Hooks are guarded as those of any other module.
 
 from __future__ import annotations
 
+import copy
 import enum
 import re
 import types
@@ -58,6 +59,11 @@ class Children:
             if isinstance(child, CONTAINERS) or prefix + name in opened
         }
         return Children(tuple(now), tuple(now.values()), inside)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Children:
+        """With the copies of those that are copied by now, as all are that a module has when its premises are."""
+        modules = tuple(memo.get(id(each), each) for each in self.modules)
+        return Children(self.names, modules, copy.deepcopy(self.inside, memo))
 
     def are_still(self, module: nn.Module) -> bool:
         """Whether the module has these and no others."""
