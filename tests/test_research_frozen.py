@@ -300,11 +300,35 @@ def test_the_activation_stays(one_program):
     assert model[1].activation == "silu"
 
 
-def test_models_that_were_fused(one_program):
+FUSED = {
+    "before": lambda model: freeze(fuse(model)),
+    "after": lambda model: fuse(freeze(model)),
+    "before and after": lambda model: fuse(freeze(fuse(model))),
+    "copied": lambda model: copy.deepcopy(freeze(fuse(model))),
+    "pickled": lambda model: pickle.loads(pickle.dumps(freeze(fuse(model)))),
+}
+
+
+def fuse(model):
+    return tritonbn.convert(model, fuse=True)
+
+
+@pytest.mark.parametrize("make", FUSED.values(), ids=FUSED)
+def test_fused_models(make, monkeypatch):
+    """They are fused in both phases, and say so."""
+    activations = []
+    monkeypatch.setattr(
+        "tritonbn.research.frozen.batch_norm",
+        lambda *given, **how: activations.append(how["activation"]) or tritonbn.batch_norm(*given, **how),
+    )
     model = varied(network()).to(DEVICE).double()
-    truth = copy.deepcopy(model).eval()(inputs())
-    assert_near(freeze(tritonbn.convert(model, fuse=True))(inputs()), truth)
-    assert_near(tritonbn.convert(model, fuse=True)(inputs()), truth)
+    truth = step(copy.deepcopy(model).eval(), inputs())
+    model = make(model)
+    assert "fused=[1 + relu]" in repr(model)
+    for training in (True, False):
+        found = step(model.train(training), inputs())
+        assert_near([found["y"], found["dx"]], [truth["y"], truth["dx"]])
+    assert activations == ["relu"] * 2
 
 
 def test_an_optimizer_changes_nothing_any_more():

@@ -45,6 +45,8 @@ FUNCTIONS: dict[Any, type[nn.Module]] = {
     F.silu: nn.SiLU,
 }
 """Functions, and methods by name, that take the arguments of the module's constructor after their input."""
+TAKERS: list[Callable[..., Tensor]] = [_KernelBatchNorm.forward]
+"""Forwards of batch norms that take an epilogue; research.FrozenBatchNorm adds its own."""
 FORWARDS = {kind: getattr(kind, "forward", None) for kind in ACTIVATIONS}
 """As torch wrote them: whoever gives a class another one wants that to run."""
 
@@ -295,11 +297,10 @@ def one_call(
     def fused(norm: nn.Module, x: Any, residual: Any, activation: nn.Module | None = default) -> Any:
         kind = type(activation)
         if (
-            isinstance(norm, _KernelBatchNorm)
-            and kind in ACTIVATIONS
+            kind in ACTIVATIONS
             and not (altered(norm) or (activation is not None and altered(activation)))
             and (activation is default or kind.forward is FORWARDS[kind])
-            and norm.forward.__func__ is _KernelBatchNorm.forward
+            and type(norm).forward in TAKERS
             and norm.activation is None
             and (operation is None or alike(x, residual))
         ):
@@ -331,8 +332,7 @@ def alike(x: Any, residual: Any) -> bool:
 
 def takes_epilogue(module: nn.Module) -> bool:
     """Whether this is a batch norm of ours, if only when it is initialized, that has no activation of its own."""
-    forward = getattr(future_class(module), "forward", None)
-    return forward is _KernelBatchNorm.forward and getattr(module, "activation", None) is None
+    return getattr(future_class(module), "forward", None) in TAKERS and getattr(module, "activation", None) is None
 
 
 def is_entered(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from ..conversion.convert import NAMES_OF_AN_EMPTY_CLASS
+from ..conversion.fusion import TAKERS
 from ..functional import Activation, batch_norm, check_activation
 from ..modules import _KernelBatchNorm
 
@@ -48,12 +49,16 @@ class FrozenBatchNorm(nn.Module):
         zeros, ones = (partial(make, num_features, device=device, dtype=dtype) for make in (torch.zeros, torch.ones))
         register(self, ones(), zeros(), zeros(), ones())
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, epilogue: tuple[Activation | None, float] | None = None
+    ) -> Tensor:
         """activation((input - running_mean) / sqrt(running_var + eps) weight + bias + residual).
 
         Of input, (N, num_features) or (N, num_features, ...), and of residual, which is like it; both get gradients.
-        Raises what batch_norm raises.
+        `epilogue` is an activation and its negative slope in place of the module's own, for this call. Raises what
+        batch_norm raises.
         """
+        activation, negative_slope = epilogue or (self.activation, self.negative_slope)
         return batch_norm(
             input,
             self.running_mean,
@@ -62,8 +67,8 @@ class FrozenBatchNorm(nn.Module):
             self.bias,
             eps=self.eps,
             residual=residual,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
+            activation=activation,
+            negative_slope=negative_slope,
         )
 
     def extra_repr(self) -> str:
@@ -75,6 +80,9 @@ class FrozenBatchNorm(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+TAKERS.append(FrozenBatchNorm.forward)
 
 
 def register(module: nn.Module, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
@@ -92,7 +100,7 @@ def freeze(model: Model) -> Model:
     the modules stay the objects that they are, with running buffers, hooks, phase and place in the model; only their
     class changes, and weight and bias become copies that no optimizer holds (ones and zeros where there were none). A
     subclass that adds nothing but a constructor is turned too; one with more of its own is left alone, with a
-    UserWarning.
+    UserWarning. `convert(model, fuse=True)` fuses what follows them, before or after.
 
     ValueError, before anything is changed, for a batch norm without running statistics, or not yet initialized.
     """
