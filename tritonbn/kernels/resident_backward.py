@@ -84,16 +84,12 @@ def resident_backward(
             residual_in = interior(residual, c, view)
         if dresidual.base is not None:
             dresidual_in = interior(dresidual, c, view)
-        held_dy, held_x, clues, masks = load_gradients(
-            dy_in, x_in, residual_in, epilogue, first, holding.TILES, item, view, holding
-        )
         edges_dy, edge_masks = load_edges(dy, item, chunks, view)
         edges_x, _ = load_edges(x, item, chunks, view)
         edges_residual, _ = load_edges(residual, item, chunks, view)
-        sum_dz, sum_dz_x = add_gradients(
-            zero_tile(view), zero_tile(view), held_dy, held_x, clues, masks, dresidual_in, affine, epilogue, first,
-            item, view, IN_TURN,
-        )  # fmt: skip
+        held_dy, held_x, clues, sum_dz, sum_dz_x = keep_gradients(
+            dy_in, x_in, residual_in, dresidual_in, affine, epilogue, first, item, view, holding, IN_TURN
+        )
         if holding.TOGETHER:
             for part in tl.range(0, parts, num_stages=holding.STAGES):
                 tile = first + holding.TILES + part * holding.TOGETHER
@@ -132,6 +128,31 @@ def resident_backward(
             item = Item(block, anew(item.chunk, holding.HOLD, ALONE), c)
             write_edges(dx, dx_of_edges(edges_dz, deviations, affine.scale, x_factor, offset), item, chunks, view)
         write_dx(held_dy, held_x, clues, affine, x_factor, offset, dx_in, epilogue, first, item, view)
+
+
+@triton.jit
+def keep_gradients(
+    dy, x, residual, dresidual, affine, epilogue, first, item, view, holding, IN_TURN: tl.constexpr
+):  # fmt: skip
+    """The tiles that are kept, of dy, of x and what z cannot be known without beside; the sums of all of them.
+
+    While some are added up the next ones are under way, half a chunk ahead.
+    """
+    AHEAD: tl.constexpr = (holding.TILES + 1) // 2
+    kept_dy, kept_x, clues, masks = load_gradients(dy, x, residual, epilogue, first, AHEAD, item, view, holding)
+    sum_dz, sum_dz_x = zero_tile(view), zero_tile(view)
+    for t in tl.static_range(holding.TILES):
+        if t + AHEAD < holding.TILES:
+            next_dy, next_x, next_clues, next_masks = load_gradients(
+                dy, x, residual, epilogue, first + (t + AHEAD), 1, item, view, holding, t + AHEAD
+            )
+            kept_dy, kept_x = kept_dy + next_dy, kept_x + next_x
+            clues, masks = clues + next_clues, masks + next_masks
+        sum_dz, sum_dz_x = add_gradients(
+            sum_dz, sum_dz_x, (kept_dy[t],), (kept_x[t],), (clues[t],), (masks[t],), dresidual, affine, epilogue,
+            first + t, item, view, IN_TURN, t,
+        )  # fmt: skip
+    return kept_dy, kept_x, clues, sum_dz, sum_dz_x
 
 
 @triton.jit

@@ -18,8 +18,8 @@ from .moments import last_to_merge, merge_chunks, moments_of, store_moments
 from .partials import load_first_pair, load_row, rows_of, store_result, store_row
 from .records import Epilogue, Exchange, Holding, Item, Running, Strided, View
 from .rounding import invstd_of
-from .view import block_channels, channel_sums, sum_to_edges, values_of_channel
-from .welford import centre_of, centred_moments, sums_about
+from .view import block_channels, channel_sums, spread, sum_to_edges, values_of_channel
+from .welford import add_deviations, centre_of, centred_moments, sums_about
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -103,23 +103,44 @@ def resident_forward(x, y, residual, weight, bias, statistics, eps, running, epi
 @triton.jit
 def measure_chunk(x, x_in, first, parts, item, chunks, holding, view):
     """What is kept of a chunk, its edges, and the sums of (value - centre) and of its square, element by element."""
-    held, masks = load_chunk(x_in, first, holding.TILES, item, view)
     edges, edge_masks = load_edges(x, item, chunks, view)
-    held = loaded(held, holding.HOLD)
-    centre = centre_of(held[0], first, view)
-    sum_deviation, sum_squares = sums_about(centre, held, masks, view, holding.HOLD)
+    held, centre, sums = keep_tiles(x_in, first, item, holding, view)
+    wide_centre = spread(centre, view)
+    sum_deviation, sum_squares = sums
     if holding.TOGETHER:
         for part in tl.range(0, parts, num_stages=holding.STAGES):
             tile = first + holding.TILES + part * holding.TOGETHER
             more, more_masks = load_chunk(x_in, tile, holding.TOGETHER, item, view, holding.TILES)
             more = loaded(more, holding.HOLD)
-            more_deviation, more_squares = sums_about(centre, more, more_masks, view, holding.HOLD)
+            more_deviation, more_squares = sums_about(wide_centre, more, more_masks, view, holding.HOLD)
             sum_deviation, sum_squares = sum_deviation + more_deviation, sum_squares + more_squares
     if view.EDGES:
         sum_deviation, sum_squares = sum_to_edges(sum_deviation, view.LANES), sum_to_edges(sum_squares, view.LANES)
-        edge_deviation, edge_squares = sums_about(centre, edges, edge_masks, view, None)
+        edge_deviation, edge_squares = sums_about(wide_centre, edges, edge_masks, view, None)
         sum_deviation, sum_squares = sum_deviation + edge_deviation, sum_squares + edge_squares
     return held, edges, centre, (sum_deviation, sum_squares)
+
+
+@triton.jit
+def keep_tiles(x, first, item, holding, view):
+    """The tiles that are kept, the centre that the first has, and the sums about it of all of them.
+
+    While some are added up the next ones are under way, half a chunk ahead.
+    """
+    AHEAD: tl.constexpr = (holding.TILES + 1) // 2
+    kept, masks = load_chunk(x, first, AHEAD, item, view)
+    kept = loaded(kept, holding.HOLD)
+    centre = centre_of(kept[0], first, view)
+    wide_centre = spread(centre, view)
+    for t in tl.static_range(holding.TILES):
+        if t + AHEAD < holding.TILES:
+            next_tiles, next_masks = load_chunk(x, first + (t + AHEAD), 1, item, view, t + AHEAD)
+            kept, masks = kept + loaded(next_tiles, holding.HOLD), masks + next_masks
+        if t == 0:
+            sums = sums_about(wide_centre, (kept[0],), (masks[0],), view, None)
+        else:
+            sums = add_deviations(sums, wide_centre, kept[t], masks[t], view, holding.HOLD)
+    return kept, centre, sums
 
 
 @triton.jit

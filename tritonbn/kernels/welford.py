@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .holding import in_turn
 from .rounding import product, quotient
-from .view import channel_sum, spread, values_before
+from .view import channel_sum, values_before
 from .wide import wide
 
 
@@ -35,15 +35,20 @@ def centre_of(value, tile, view):
 
 @triton.jit
 def sums_about(centre, tiles, masks, view, HOLD: tl.constexpr):
-    """The sums of (value - centre) and of its square over these tiles, element by element."""
-    wide_centre = spread(centre, view)
-    deviation = wide(tiles[0], view) - tl.where(masks[0], wide_centre, 0.0)
+    """The sums of (value - centre) and of its square over these tiles, element by element; centre is spread."""
+    deviation = wide(tiles[0], view) - tl.where(masks[0], centre, 0.0)
     sums = (deviation, product(deviation, deviation))
     for t in tl.static_range(1, len(tiles)):
-        tile, sums = in_turn((tiles[t],), sums, HOLD)
-        deviation = wide(tile[0], view) - tl.where(masks[t], wide_centre, 0.0)
-        sums = (sums[0] + deviation, sums[1] + deviation * deviation)
+        sums = add_deviations(sums, centre, tiles[t], masks[t], view, HOLD)
     return sums
+
+
+@triton.jit
+def add_deviations(sums, centre, tile, mask, view, HOLD: tl.constexpr):
+    """The same sums with one tile more."""
+    tiles, sums = in_turn((tile,), sums, HOLD)
+    deviation = wide(tiles[0], view) - tl.where(mask, centre, 0.0)
+    return sums[0] + deviation, sums[1] + deviation * deviation
 
 
 @triton.jit
