@@ -11,7 +11,8 @@ from .chunk import values_before_chunk
 from .exchange import last_chunk, last_of_span
 from .partials import load_row, load_rows, span_of, spans_of, store_row
 from .rounding import product
-from .welford import finite_or_zero, merge_two
+from .tile import add_both
+from .welford import centred_moments, finite_or_zero, merge_two
 
 
 def moments_of(x, _semantic=None):
@@ -35,7 +36,9 @@ def store_moments(x, rows, row, centre, offset, M2, exchange, view):
 def merge_rows(x, rows, at, first, end, STEP: tl.constexpr, exchange, holding, view, COUNT: tl.constexpr):
     """Mean, as centre and offset, and biased variance [BLOCK_C] of the rows from `first` to `end`, counted from `at`.
 
-    Each is of STEP chunks. They are COUNT at most, and merged BLOCK_M at a time in a fixed order.
+    Each is of STEP chunks. They are COUNT at most, and merged BLOCK_M at a time in a fixed order. Of 16-bit values both
+    follow from sums about the mean of the first, which are there at once: digits are lost only where that is unlike the
+    rest, at worst in proportion to how many there are.
     """
     M: tl.constexpr = COUNT if COUNT < exchange.BLOCK_M else exchange.BLOCK_M  # min is for tensors before Triton 3.6
     reference = finite_or_zero(load_row(rows, 0, at + first, exchange, view))
@@ -52,9 +55,14 @@ def merge_rows(x, rows, at, first, end, STEP: tl.constexpr, exchange, holding, v
             delta += load_rows(rows, 2, at + k, at + end, exchange, view)
         exists = (k < end)[:, None]
         delta = tl.where(exists, delta, 0.0)
-        part_mean = tl.sum(product(delta, share), 0)
-        delta = tl.where(exists, delta - part_mean[None, :], 0.0)
-        part_variance = tl.sum(M2 / tl.maximum(here, 1.0) + delta * delta * share, 0)
+        if moments_of(x) == 2:
+            square = product(M2, 1.0 / tl.maximum(here, 1.0)) + product(product(delta, delta), share)
+            part_mean, part_square = tl.reduce((product(delta, share), square), 0, add_both)
+            part_mean, part_variance = centred_moments(part_mean, part_square, 1.0)  # of shares: they are one in all
+        else:
+            part_mean = tl.sum(product(delta, share), 0)
+            delta = tl.where(exists, delta - part_mean[None, :], 0.0)
+            part_variance = tl.sum(M2 / tl.maximum(here, 1.0) + delta * delta * share, 0)
         if COUNT == M:
             mean, variance = part_mean, part_variance
         else:
