@@ -82,12 +82,12 @@ FASTEST_SM = 3
 """How many SMs' share of the memory one SM alone can use."""
 
 HELD_INSTRUCTIONS = {
-    ("forward", True): 10,
-    ("forward", False): 11,
-    ("backward", True): 12,
-    ("backward", False): 12,
+    ("forward", True): 5,
+    ("forward", False): 6,
+    ("backward", True): 8,
+    ("backward", False): 8,
 }
-"""For each element that a resident program holds, packed or converted, in all of its sweeps."""
+"""For each element that a resident program holds, packed or converted: those that loading does not hide."""
 
 PROGRAM_INSTRUCTIONS = {"planes": 180, "edges": 235, "runs": 500, "rows": 600}
 """What each of its threads does beside: finding its tiles, and sums over the lanes of a warp."""
@@ -113,7 +113,7 @@ EDGE_INSTRUCTIONS = 10
 COPYING = 2
 """How many times as many if it goes through shared memory."""
 
-BUSY_WARPS = 11
+BUSY_WARPS = 8
 """Warps of an SM that keep it busy."""
 
 LANES = 128

@@ -69,7 +69,9 @@ COMPILERS = {
         ("rereads", "backward", "rows"): (1.17, 0.84),
         ("rereads", "backward", "runs"): (1.1, 0.86),
     },
+    "sm_80": {("backward", "rows"): (1.45, 0.85)},
     "sm_90": {
+        ("backward", "rows"): (1.45, 0.85),
         ("backward", "runs"): (0.93, 0.93),
         ("backward", "pixels"): (1.05, 0.82),
         ("rereads", "forward", "rows"): (1.1, 0.74),
@@ -176,7 +178,7 @@ HELD_ELEMENT = {
 HELD_LONG = {("forward", "planes"): (96, 0.5), ("forward", "rows"): (50, 0.6)}
 """Registers beside, and for each element, that suffice for packed chunks that are long; not Volta's compiler."""
 
-LONGEST = 256
+LONGEST = 192
 """Elements up to which they do."""
 
 HELD_CHANNEL = {"forward": 0.0, "backward": 1.35}

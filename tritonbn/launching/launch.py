@@ -26,8 +26,11 @@ NOT_OF_A_CONFIG = (OSError, TypeError, ValueError)
 POINTER_ALIGNMENT = 16
 """Bytes by which Triton tells kernels apart: accesses of full width need it of every pointer."""
 
-LOWER_CAPS = 8, 16
-"""Registers fewer that a kernel is tried with where it spills: NVIDIA's assembler fills what it may take, by luck."""
+LOWER_CAPS = 8, 16, 24, 32, 48
+"""Registers fewer that a kernel is tried with while it spills: NVIDIA's assembler fills what it may take, by luck."""
+
+LOWEST_CAP = 2 / 3
+"""The part of its registers that a kernel keeps in any case."""
 
 HOOKS = triton.knobs.runtime
 """Where Triton keeps what it calls at every launch, for a profiler."""
@@ -242,9 +245,10 @@ class Plan:
     def prepare(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> tuple[Any, ...]:
         """What it takes to launch, compiled if need be; the last is what follows the arguments, constexprs and all."""
         compiled = self.load(arguments, grid, keywords)
-        for fewer in LOWER_CAPS if "maxnreg" in keywords else ():
-            if compiled.n_spills:
-                other = self.load(arguments, grid, {**keywords, "maxnreg": keywords["maxnreg"] - fewer})
+        cap = keywords.get("maxnreg", 0)
+        for lower in (cap - fewer for fewer in LOWER_CAPS):
+            if compiled.n_spills and lower > cap * LOWEST_CAP:
+                other = self.load(arguments, grid, {**keywords, "maxnreg": lower})
                 compiled = min(compiled, other, key=lambda each: each.n_spills)
         names = [p.name for p in self.kernel.params if p.is_constexpr]
         rest = (*self.sizes, *(keywords[name] for name in names))
