@@ -49,7 +49,9 @@ class Fold:
     channels: int
     """Channels of a run."""
     alignment: int
-    """A power of two that divides the run, the steps between runs and the bounds of the last one."""
+    """A power of two that divides the run and the steps between runs."""
+    bound: int
+    """One that divides the ends of the last runs too, where elements may be lacking."""
 
     @property
     def run(self) -> int:
@@ -147,8 +149,8 @@ class Geometry:
         runs = [length // (self.channels * pixels) * pixels for length in (SHORTEST_RUN, 512, 1024, LONGEST_RUN)]
         fullest = max(runs, key=lambda lanes: used_lanes(lanes * self.channels))
         lanes = next((n for n in runs if used_lanes(n * self.channels) >= 0.9), fullest)
-        alignment = math.gcd(WIDEST_ALIGNMENT, lanes * self.channels, self.values * self.channels)
-        return Fold(lanes, self.channels, alignment)
+        alignment = math.gcd(WIDEST_ALIGNMENT, lanes * self.channels)
+        return Fold(lanes, self.channels, alignment, math.gcd(alignment, self.values * self.channels))
 
     def plane_fold(self) -> Fold | None:
         """Channels-first with dense planes: a run is the planes of 8 channels, or of more where they are tiny."""
@@ -163,7 +165,7 @@ class Geometry:
         alignment = math.gcd(WIDEST_ALIGNMENT, channels * self.inner, *steps)
         if self.channels % channels:
             alignment = math.gcd(alignment, self.channels % channels * self.inner)
-        return Fold(self.inner, channels, alignment)
+        return Fold(self.inner, channels, alignment, alignment)
 
     @cached_property
     def values(self) -> int:

@@ -31,6 +31,7 @@ SHAPES = {
     "planes of odd sizes": ((3, 5, 9, 15), FIRST, torch.float32),
     "rows": ((300, 96, 1, 1), LAST, torch.float64),
     "few channels": ((5, 3, 20, 21), LAST, torch.bfloat16),
+    "pixels that end within an access": ((7, 3, 21, 21), LAST, torch.float16),
     "large rows": ((2, 64, 31, 31), LAST, torch.float16),
 }
 """Shape and memory format of x, and its dtype where time is short."""

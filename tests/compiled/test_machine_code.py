@@ -239,6 +239,20 @@ def test_odd_shapes_do_not_spill_and_are_as_wide_as_their_alignment(architecture
             assert found.stores.get(2, 0) <= writes * beside * edges_a_thread(launch), launch
 
 
+@pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])
+@pytest.mark.parametrize("shape", thorough([(1, 3, 225, 225), (9, 4, 15, 15), (101, 6)], (1, 3, 225, 225)), ids=str)
+def test_pixels_that_end_within_an_access_are_read_widely_before(architecture, shape):
+    """Whole tiles that is, of which every kernel knows; the last tile by narrow accesses, in a branch."""
+    memory_format = LAST if len(shape) == 4 else FIRST
+    for launch in launches(architecture, shape, torch.float16, memory_format):
+        reads, writes = sweeps(launch)
+        found, held = launch.resources, launch.arguments["TILES"]
+        assert launch.arguments["RUN"]
+        assert found.spills == 0
+        assert found.loads.get(16, 0) >= reads * held * accesses(launch, 2, 16), launch
+        assert found.stores.get(16, 0) >= writes * held * accesses(launch, 2, 16), launch
+
+
 class Spilling(targets.CompilingDriver):
     """Says of each binary that it loads how many registers were spilled, in this order."""
 

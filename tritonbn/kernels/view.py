@@ -10,6 +10,7 @@ import triton.language as tl
 from .fold import over_run, run_count, run_indices, run_mask, run_offsets, run_sum, run_sums
 from .source import SOURCE
 from .tile import (
+    PARTLY,
     WHOLLY,
     chunk_tiles,
     elements_before,
@@ -104,14 +105,54 @@ def offsets_of(x, o, i, item, view):
 def load_tile(x, tile, item, view, AT: tl.constexpr = 0):
     """A tile of one tensor in its own dtype, zero where there is no element; and where there is one."""
     o, i, mask = locate(tile, item, view, AT)
-    return tl.load(x.base + offsets_of(x, o, i, item, view), mask, other=0.0), mask
+    at = x.base + offsets_of(x, o, i, item, view)
+    if ends_raggedly(x, view, AT):
+        whole = has_whole_runs(tile, view)
+        value = tl.load(at, whole_runs(o, i, item, view) & whole, other=0.0)
+        if not whole:
+            value = tl.load(at, mask, other=0.0)
+    else:
+        value = tl.load(at, mask, other=0.0)
+    return value, mask
 
 
 @triton.jit
 def store_tile(y, value, tile, item, view, AT: tl.constexpr = 0):
     """Write a tile of one tensor, rounded to its dtype."""
     o, i, mask = locate(tile, item, view, AT)
-    tl.store(y.base + offsets_of(y, o, i, item, view), value, mask)
+    at = y.base + offsets_of(y, o, i, item, view)
+    if ends_raggedly(y, view, AT):
+        whole = has_whole_runs(tile, view)
+        tl.store(at, value, whole_runs(o, i, item, view) & whole)
+        if not whole:
+            tl.store(at, value, mask)
+    else:
+        tl.store(at, value, mask)
+
+
+def ends_raggedly(x, view, AT, _semantic=None):
+    """Whether a tile's runs of pixels may end within an access: then whole tiles are accessed apart, or none widely.
+
+    By two accesses, of which the second is in a branch: of two branches the compiler makes one narrow access.
+    """
+    access = 128 // x.base.dtype.element_ty.primitive_bitwidth
+    is_last = (view.MASKS_O >> 2 * AT & 3) == PARTLY
+    return tl.constexpr(view.RUN > 0 and view.CHANNELS_LAST and is_last and access > view.ALIGN)
+
+
+ends_raggedly.__triton_builtin__ = True
+
+
+@triton.jit
+def has_whole_runs(tile, view):
+    """Whether no run of a tile of pixels lacks any."""
+    return (tile + 1) * view.BLOCK_O * view.FOLD <= tl.cast(view.inner, view.INDEX)
+
+
+@triton.jit
+def whole_runs(o, i, item, view):
+    """Which elements exist of such a tile."""
+    return run_mask(item.block, o, i, view, 0, view.RUN != view.BLOCK_I)
 
 
 @triton.jit

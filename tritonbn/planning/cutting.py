@@ -32,7 +32,7 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
     keywords["MASK_O"], keywords["MASK_I"] = masked_tiles(geometry, config, fold, held, at_a_time)
     keywords |= {"FOLD": 0, "RUN": 0, "GROUP": sign_group(geometry, itemsize), "ACTIVATION": case.activation}
     if fold:
-        keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.alignment}
+        keywords |= {"FOLD": fold.lanes, "RUN": fold.run, "ALIGN": fold.bound}
         if geometry.channels_last:
             keywords["MASK_C"] = False
     if edges := work.read_by(config).edges:
