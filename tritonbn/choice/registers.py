@@ -42,6 +42,9 @@ LOOPING_REREAD = 28
 LOOPING_AMD = 16
 """What it adds on AMD's GPUs."""
 
+RAGGED = 12
+"""Where pixels end within an access, and the last tile is read and written in narrow ones (kernels/view.py)."""
+
 SPANS = 8
 """Where chunks are merged span by span."""
 
@@ -264,6 +267,8 @@ def exactly_needed(work: Work, config: Config, device: Device) -> float:
     if config.strategy == "resident":
         narrower = HELD_NARROWER[work.mode, work.read_by(config).layout]
         narrower = max(narrower, REREAD_NARROWER if config.rereads else 0)
+    if (fold := work.read_by(config).fold) and fold.bound < accesses(work, config):
+        needed += RAGGED
     needed += narrower * per_thread * (FULL_ACCESS / work.itemsize / accesses(work, config) - 1)
     if config.edges:
         needed += EDGE_TILE[work.mode] * math.ceil(edges_held(work, config) / (config.num_warps * device.warp_size))
