@@ -124,6 +124,19 @@ def test_tiles_of_fewer_elements_than_threads(cut, target):
         compare(random((1, 2, 1, 71), torch.bfloat16), **vectors(2))
 
 
+@pytest.mark.parametrize("target", thorough(TARGETS, "sm_80"))
+@pytest.mark.parametrize(
+    "way", [{"rereads": 4}, {"rereads": 4, "stages": 2}, {"strategy": "dataflow"}, {"strategy": "split", "stages": 2}]
+)
+def test_pixels_that_end_within_an_access(cut, way, target):
+    """Only the tensor's last tile is read by narrow accesses, in whatever loop it comes."""
+    cut(4, 2, 256, 6, **{"strategy": "resident", "num_warps": 2, "lanes": True} | way)
+    x, dy = (random((7, 3, 37, 37), torch.float16, seed).contiguous(memory_format=LAST) for seed in (0, 1))
+    with executing(target) as launches:
+        compare(x, dy=dy, **vectors(3))
+    assert all(launch.arguments["ALIGN"] == 1 for launch in launches)
+
+
 @pytest.mark.parametrize("seed", [10, 34, 44])  # of 0 to 59 those that came out wrong where a product was fused
 def test_what_is_equal_stays_equal(cut, seed):
     """Every lane has the same statistics, whichever of the partials that it adds up is its own."""
