@@ -65,7 +65,7 @@ class Edges(NamedTuple):
     each: int
     """Elements of a plane that belong to its edges."""
     alignment: int
-    """A power of two that divides the interior, and the steps from one interior of a channel to the next."""
+    """A power of two that divides the interior, and the place where it begins."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +121,18 @@ class Geometry:
         return whole
 
     def edges(self, itemsize: int) -> Edges | None:
-        """How to read planes by wider accesses than all of them allow, if those of each channel begin alike.
+        """How to read planes by wider accesses than all of them allow, if each begins alike in all tensors.
 
-        Their first elements lie equally far from where such accesses can begin. None if they do not, or gain nothing.
+        Its first element lies equally far from where such accesses can begin. None if they do not, or gain nothing.
         """
-        slow, step = [step for strides in self.strides for step in strides[:3]], self.strides[0][3]
-        alignment = math.gcd(FULL_ACCESS // itemsize, *slow)
+        first, *others = self.strides
+        apart = (step - firsts for strides in others for step, firsts in zip(strides[:4], first, strict=False))
+        alignment = math.gcd(FULL_ACCESS // itemsize, *apart)
         if alignment <= self.alignment or alignment * itemsize < WIDE_ACCESS:
             return None
-        alike = all(strides[4] == 1 and (strides[3] - step) % alignment == 0 for strides in self.strides)
+        dense = all(strides[4] == 1 for strides in self.strides)
         interior = (self.inner - alignment + 1) // alignment * alignment
-        if self.channels_last or not alike or interior < SHORTEST_INTERIOR:
+        if self.channels_last or not dense or interior < SHORTEST_INTERIOR:
             return None
         return Edges(self.inner - interior, alignment)
 

@@ -1,10 +1,10 @@
 """Edges of planes whose sizes are no multiple of an access: the few elements beside what wide accesses can reach.
 
-Such planes begin anywhere in memory, but those of one channel, if they lie a multiple of ALIGN elements apart, all
-reach an aligned address after equally many elements: the channel's head, fewer than ALIGN. From there on follows the
-interior, `inner` elements, a multiple of ALIGN, which is cut into tiles as any plane is. EDGES elements of each plane
-are left over: the head, and what lies behind the interior. Numbered plane after plane they are dealt out to the chunks,
-a tile [BLOCK_C, 1, LANES] at a time: in a resident program one to a thread for each wide access to one of its tiles.
+Such planes begin anywhere in memory, but each reaches an aligned address after fewer than ALIGN elements: its head.
+From there on follows the interior, `inner` elements, a multiple of ALIGN, which is cut into tiles as any plane is
+(view.py). EDGES elements of each plane are left over: the head, and what lies behind the interior. Numbered plane after
+plane they are dealt out to the chunks, a tile [BLOCK_C, 1, LANES] at a time: in a resident program one to a thread for
+each wide access to one of its tiles.
 """
 
 import triton
@@ -13,20 +13,9 @@ import triton.language as tl
 from .affine import bn
 from .epilogue import activate
 from .gradient import input_gradient
-from .records import Strided
-from .tile import tile_offsets
+from .tile import interior_offsets, plane_offsets
 from .upstream import dz_and_deviation, masked_dz
 from .view import sum_to_edges
-
-
-@triton.jit
-def interior(x, c, view):
-    """The tensor from where the interiors of these channels begin: a pointer for each, and no stride between them."""
-    base, stride_c = x.base, x.c
-    if view.EDGES:
-        begin = (c * x.c + (view.ALIGN - 1)) // view.ALIGN * view.ALIGN
-        base, stride_c = x.base + begin[:, None, None], x.c * 0
-    return Strided(base, x.o0, x.o1, x.o2, stride_c, x.i)
 
 
 @triton.jit
@@ -53,10 +42,9 @@ def edge_places(x, t, item, chunks, view):
     if view.MASK_C:
         exists = exists & (item.c < view.channels)[:, None, None]
     number += before
-    head = view.ALIGN - 1 - (item.c * x.c + (view.ALIGN - 1)) % view.ALIGN
-    edge = number % view.EDGES
-    i = edge + tl.where(edge < head[:, None, None], 0, view.inner)
-    return tile_offsets(x, item.c, number // view.EDGES, i, view, 1), exists
+    edge, begin = number % view.EDGES, plane_offsets(x, item.c, number // view.EDGES, view, 1)
+    head = interior_offsets(begin, view) - begin
+    return begin + edge + tl.where(edge < head, 0, view.inner), exists
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton.language as tl
 from .affine import store_y
 from .channel import VECTORS, dealt, load_affine, load_channels, spread_affine, store_statistics
 from .chunk import load_chunk
-from .edges import interior, load_edges, write_edges, y_of_edges
+from .edges import load_edges, write_edges, y_of_edges
 from .records import Epilogue, Item, Strided, View
 from .rounding import invstd_of
 from .view import block_and_chunk, block_channels
@@ -54,10 +54,7 @@ def normalize(
     block, chunk = block_and_chunk(tl.program_id(0), blocks)
     item = Item(block, chunk.to(view.INDEX), block_channels(block, view.BLOCK_C, view.INDEX))
     first = item.chunk * TILES
-    x_in, y_in, residual_in = interior(x, item.c, view), interior(y, item.c, view), residual
-    if residual.base is not None:
-        residual_in = interior(residual, item.c, view)
-    held, _ = load_chunk(x_in, first, TILES, item, view)
+    held, _ = load_chunk(x, first, TILES, item, view)
     edges, _ = load_edges(x, item, chunks, view)
     mean, variance = load_channels(running_mean, item.c, view), load_channels(running_var, item.c, view)
     factor, shift = load_affine(weight, bias, item.c, view)  # under way while the root is computed
@@ -67,7 +64,7 @@ def normalize(
             store_statistics(statistics, item.c, view, mean, invstd)
     affine = spread_affine(dealt(mean, DEAL), dealt(factor * invstd, DEAL), dealt(shift, DEAL), view)
     for t in tl.static_range(TILES):
-        store_y(held[t], affine, y_in, residual_in, epilogue, first + t, item, view, t)
+        store_y(held[t], affine, y, residual, epilogue, first + t, item, view, t)
     if view.EDGES:
         edges_residual, _ = load_edges(residual, item, chunks, view)
         write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), item, chunks, view)

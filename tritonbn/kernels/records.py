@@ -12,8 +12,8 @@ import triton.language as tl
 class Strided(NamedTuple):
     """A tensor (N, C, ...) that view.py walks.
 
-    base is a pointer to its first element, pointers to those of each channel (edges.py), or None if there is no tensor;
-    strides are in elements: of the up to three outer axes, of channels, and of inner.
+    base is a pointer to its first element, or None if there is no tensor; strides are in elements: of the up to three
+    outer axes, of channels, and of inner.
     """
 
     base: Any

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .channel import VECTORS, load_affine, load_affine_map, load_statistics, spread_affine
 from .chunk import load_chunk, load_clues, tiles_and_parts
-from .edges import add_edge_gradients, dx_of_edges, gradients_of_edges, interior, load_edges, write_edges
+from .edges import add_edge_gradients, dx_of_edges, gradients_of_edges, load_edges, write_edges
 from .exchange import everyone_merges, meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
 from .holding import anew, in_turn, loaded, packed
@@ -78,26 +78,20 @@ def resident_backward(
         scale, shift = load_affine(weight, bias, c, view)
         scale *= invstd
         affine = spread_affine(mean, scale, shift, view)
-        x_in, dy_in, dx_in = interior(x, c, view), interior(dy, c, view), interior(dx, c, view)
-        residual_in, dresidual_in = residual, dresidual
-        if residual.base is not None:
-            residual_in = interior(residual, c, view)
-        if dresidual.base is not None:
-            dresidual_in = interior(dresidual, c, view)
         edges_dy, edge_masks = load_edges(dy, item, chunks, view)
         edges_x, _ = load_edges(x, item, chunks, view)
         edges_residual, _ = load_edges(residual, item, chunks, view)
         held_dy, held_x, clues, sum_dz, sum_dz_x = keep_gradients(
-            dy_in, x_in, residual_in, dresidual_in, affine, epilogue, first, item, view, holding, IN_TURN
+            dy, x, residual, dresidual, affine, epilogue, first, item, view, holding, IN_TURN
         )
         if holding.TOGETHER:
             for part in tl.range(0, parts, num_stages=holding.STAGES):
                 tile = first + holding.TILES + part * holding.TOGETHER
                 more_dy, more_x, more_clues, more_masks = load_gradients(
-                    dy_in, x_in, residual_in, epilogue, tile, holding.TOGETHER, item, view, holding, holding.TILES
+                    dy, x, residual, epilogue, tile, holding.TOGETHER, item, view, holding, holding.TILES
                 )
                 sum_dz, sum_dz_x = add_gradients(
-                    sum_dz, sum_dz_x, more_dy, more_x, more_clues, more_masks, dresidual_in, affine, epilogue, tile,
+                    sum_dz, sum_dz_x, more_dy, more_x, more_clues, more_masks, dresidual, affine, epilogue, tile,
                     item, view, IN_TURN, holding.TILES,
                 )  # fmt: skip
         if view.EDGES:
@@ -118,16 +112,16 @@ def resident_backward(
             for part in tl.range(0, parts, num_stages=holding.STAGES):  # the last first, which the L2 still has
                 tile = first + holding.TILES + (parts - 1 - part) * holding.TOGETHER
                 more_dy, more_x, more_clues, more_masks = load_gradients(
-                    dy_in, x_in, residual_in, epilogue, tile, holding.TOGETHER, item, view, holding, holding.TILES
+                    dy, x, residual, epilogue, tile, holding.TOGETHER, item, view, holding, holding.TILES
                 )
                 write_dx(
-                    more_dy, more_x, more_clues, affine, x_factor, offset, dx_in, epilogue, tile, item, view,
+                    more_dy, more_x, more_clues, affine, x_factor, offset, dx, epilogue, tile, item, view,
                     holding.TILES,
                 )  # fmt: skip
         if view.EDGES:
             item = Item(block, anew(item.chunk, holding.HOLD, ALONE), c)
             write_edges(dx, dx_of_edges(edges_dz, deviations, affine.scale, x_factor, offset), item, chunks, view)
-        write_dx(held_dy, held_x, clues, affine, x_factor, offset, dx_in, epilogue, first, item, view)
+        write_dx(held_dy, held_x, clues, affine, x_factor, offset, dx, epilogue, first, item, view)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton.language as tl
 from .affine import store_y
 from .channel import VECTORS, load_affine, spread_affine, store_statistics
 from .chunk import load_chunk, tiles_and_parts, values_before_chunk
-from .edges import interior, load_edges, write_edges, y_of_edges
+from .edges import load_edges, write_edges, y_of_edges
 from .exchange import everyone_merges, meet, my_items, release, wait
 from .finish import finish_channels, load_running
 from .holding import anew, loaded, packed
@@ -74,43 +74,39 @@ def resident_forward(x, y, residual, weight, bias, statistics, eps, running, epi
         c = block_channels(block, view.BLOCK_C, view.INDEX)
         item = Item(block, (number % chunks).to(view.INDEX), c)
         first, parts = tiles_and_parts(item.chunk, chunks, view, holding)
-        x_in = interior(x, c, view)
         given = None
         if exchange.BLOCK_K == 1:
             given = load_given(weight, bias, running, item, view)
-        held, edges, centre, sums = measure_chunk(x, x_in, first, parts, item, chunks, holding, view)
+        held, edges, centre, sums = measure_chunk(x, first, parts, item, chunks, holding, view)
         affine = channel_affine(
             x, centre, sums, given, weight, bias, statistics, eps, running, item, exchange, holding, view
         )
         held = packed(held, holding.HOLD)
         first = anew(first, holding.HOLD)
-        y_in, residual_in = interior(y, c, view), residual
-        if residual.base is not None:
-            residual_in = interior(residual, c, view)
         if holding.TOGETHER:
             for part in tl.range(0, parts, num_stages=holding.STAGES):  # the last first, which the L2 still has
                 tile = first + holding.TILES + (parts - 1 - part) * holding.TOGETHER
-                more, _ = load_chunk(x_in, tile, holding.TOGETHER, item, view, holding.TILES)
+                more, _ = load_chunk(x, tile, holding.TOGETHER, item, view, holding.TILES)
                 more = loaded(more, holding.HOLD)
-                write_y(more, affine, y_in, residual_in, epilogue, tile, item, view, holding, holding.TILES)
+                write_y(more, affine, y, residual, epilogue, tile, item, view, holding, holding.TILES)
         if view.EDGES:
             item = Item(block, anew(item.chunk, holding.HOLD), c)
             edges_residual, _ = load_edges(residual, item, chunks, view)
             write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), item, chunks, view)
-        write_y(held, affine, y_in, residual_in, epilogue, first, item, view, holding)
+        write_y(held, affine, y, residual, epilogue, first, item, view, holding)
 
 
 @triton.jit
-def measure_chunk(x, x_in, first, parts, item, chunks, holding, view):
+def measure_chunk(x, first, parts, item, chunks, holding, view):
     """What is kept of a chunk, its edges, and the sums of (value - centre) and of its square, element by element."""
     edges, edge_masks = load_edges(x, item, chunks, view)
-    held, centre, sums = keep_tiles(x_in, first, item, holding, view)
+    held, centre, sums = keep_tiles(x, first, item, holding, view)
     wide_centre = spread(centre, view)
     sum_deviation, sum_squares = sums
     if holding.TOGETHER:
         for part in tl.range(0, parts, num_stages=holding.STAGES):
             tile = first + holding.TILES + part * holding.TOGETHER
-            more, more_masks = load_chunk(x_in, tile, holding.TOGETHER, item, view, holding.TILES)
+            more, more_masks = load_chunk(x, tile, holding.TOGETHER, item, view, holding.TILES)
             more = loaded(more, holding.HOLD)
             more_deviation, more_squares = sums_about(wide_centre, more, more_masks, view, holding.HOLD)
             sum_deviation, sum_squares = sum_deviation + more_deviation, sum_squares + more_squares

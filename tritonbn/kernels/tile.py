@@ -88,9 +88,14 @@ def tile_mask(c, o, i, view, MASK_O: tl.constexpr, MASK_I: tl.constexpr):
 
 @triton.jit
 def tile_offsets(x, c, o, i, view, ALIGN: tl.constexpr):
-    """Element offsets of a tile of one tensor; `o` counts over OUTER_RANK axes, the faster ones outer_1 and outer_2."""
+    """Element offsets of a tile of one tensor."""
+    return plane_offsets(x, c, o, view, ALIGN) + i * multiple(x.i, ALIGN if view.CHANNELS_LAST else 1)
+
+
+@triton.jit
+def plane_offsets(x, c, o, view, ALIGN: tl.constexpr):
+    """Where its rows of inner begin; `o` counts over OUTER_RANK axes, the faster ones outer_1 and outer_2."""
     offsets = c[:, None, None] * multiple(x.c, 1 if view.CHANNELS_LAST else ALIGN)
-    offsets += i * multiple(x.i, ALIGN if view.CHANNELS_LAST else 1)
     if view.OUTER_RANK == 3:
         offsets += o % view.outer_2 * multiple(x.o2, ALIGN)
         o = o // view.outer_2
@@ -98,6 +103,14 @@ def tile_offsets(x, c, o, i, view, ALIGN: tl.constexpr):
         offsets += o % view.outer_1 * multiple(x.o1, ALIGN)
         o = o // view.outer_1
     return offsets + o * multiple(x.o0, ALIGN)
+
+
+@triton.jit
+def interior_offsets(begin, view):
+    """Where the interiors of planes begin that begin there (edges.py); without signs a division is a shift."""
+    UNSIGNED: tl.constexpr = tl.uint64 if tl.int64 == view.INDEX else tl.uint32
+    above = tl.cast(begin + (view.ALIGN - 1), UNSIGNED)
+    return tl.cast(above // view.ALIGN * view.ALIGN, view.INDEX)
 
 
 @triton.jit

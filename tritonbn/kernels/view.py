@@ -14,7 +14,9 @@ from .tile import (
     WHOLLY,
     chunk_tiles,
     elements_before,
+    interior_offsets,
     over_tile,
+    plane_offsets,
     tile_count,
     tile_indices,
     tile_mask,
@@ -96,6 +98,8 @@ def offsets_of(x, o, i, item, view):
     """Element offsets of a tile in one tensor."""
     if view.RUN:
         offsets = run_offsets(x, tl.cast(item.block, o.dtype), o, i, view)
+    elif view.EDGES:
+        offsets = interior_offsets(plane_offsets(x, item.c, o, view, 1), view) + i
     else:
         offsets = tile_offsets(x, item.c, o, i, view, view.ALIGN)
     return offsets
