@@ -274,7 +274,7 @@ def fitted(config: Config, geometry: Geometry, itemsize: int) -> Config:
     if config.edges:
         edges = geometry.edges(itemsize)
         return replace(config, edges=edges.each, block_i=max(config.block_i, edges.alignment))
-    if fold := geometry.folds(itemsize, signs=False)[-1 if config.lanes else 0]:
+    if fold := geometry.fold(itemsize) or (geometry.folds(itemsize, signs=False)[-1] if config.lanes else None):
         return replace(config, block_c=power_of_two(fold.channels), block_i=power_of_two(fold.run), lanes=fold.lanes)
     group = sign_group(geometry, itemsize)
     if geometry.channels_last:

@@ -127,6 +127,8 @@ def test_one_more_image_is_never_cheaper_anywhere():
 def test_what_lies_beside_costs(work, device, data):
     config = some(data.draw, work, device)
     beside = replace(work, read_beside=1.0, written_beside=1 / 16)
+    if beside.read_by(config) != work.read_by(config):  # what is kept of signs lies as runs do
+        beside = replace(work, read_beside=1.0)
     assert floor(beside, device) > floor(work, device)
     assert modelled_time(beside, config, device) > modelled_time(work, config, device)
     assert modelled_time(beside, config, device) >= floor(beside, device)

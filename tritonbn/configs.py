@@ -116,7 +116,7 @@ class Work:
 
     @cached_property
     def readings(self) -> tuple[Reading, ...]:
-        """The ways to read the tensors, plain tiles first; sample norm knows no others."""
+        """The ways to read the tensors, plain tiles first, edges last; sample norm knows no others."""
         geometry, widest = self.geometry, FULL_ACCESS // self.itemsize
         plain: Layout = "rows" if geometry.channels_last else "planes"
         if any(strides[3 if geometry.channels_last else 4] != 1 for strides in geometry.strides):
@@ -137,7 +137,13 @@ class Work:
         """The way in which a config reads them."""
         if config.edges:
             return self.readings[-1]
-        return self.readings[0] if not config.lanes or self.readings[0].fold else self.readings[1]
+        return self.folded.get((config.lanes, config.block_c), self.readings[0])
+
+    @cached_property
+    def folded(self) -> dict[tuple[int, int], Reading]:
+        """The readings of runs, by the lanes and the channels of a config's tile."""
+        runs = (reading for reading in self.readings if reading.fold)
+        return {(reading.fold.lanes, power_of_two(reading.fold.channels)): reading for reading in runs}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -31,6 +32,9 @@ WIDE_ACCESS = 8
 SHORTEST_RUN = 256
 LONGEST_RUN = 2048
 """Elements of a run that is folded."""
+
+MAY_BE_NARROW = 2**19
+"""Elements of a tensor up to which narrow accesses of many programs may take less time than wide ones of a few."""
 
 SHORTEST_INTERIOR = 64
 """Elements of a plane that are worth a reading of their own, apart from those at its edges."""
@@ -95,10 +99,20 @@ class Geometry:
         return math.prod(self.outer)
 
     def folds(self, itemsize: int, signs: bool) -> tuple[Fold | None, ...]:
-        """The ways to read the tensors, with signs or without, None for plain tiles: the config's choice if two."""
+        """The ways to read the tensors, None for plain tiles, which come first: the config's choice if several.
+
+        Signs of what is folded by itself always lie as the runs of its first way do.
+        """
         fold = self.fold(itemsize)
-        may = not fold and self.may_fold(itemsize, signs) and self.pixel_fold(FULL_ACCESS // itemsize)
-        return (None, may) if may else (fold,)
+        if not fold:
+            may = self.may_fold(itemsize, signs) and self.pixel_fold(FULL_ACCESS // itemsize)
+            return (None, may) if may else (None,)
+        if signs:
+            return (fold,)
+        plain = (None,) if self.values * self.channels <= MAY_BE_NARROW else ()
+        others = () if self.channels_last else self.plane_folds()
+        narrower = (other for other in others if other.channels < fold.channels and other.alignment > self.alignment)
+        return (*plain, fold, *narrower)
 
     def may_fold(self, itemsize: int, signs: bool = True) -> bool:
         """Whether pixels may be read as runs or not: signs lie alike if no two pixels share a byte of them."""
@@ -115,7 +129,7 @@ class Geometry:
         is_wide = self.alignment * itemsize >= (FULL_ACCESS if is_tiny else WIDE_ACCESS)
         if is_wide and not shares:
             return None
-        whole = self.pixel_fold(FULL_ACCESS // itemsize) if self.channels_last else self.plane_fold()
+        whole = self.pixel_fold(FULL_ACCESS // itemsize) if self.channels_last else next(self.plane_folds(), None)
         if whole is None or whole.alignment < self.alignment or (whole.alignment == self.alignment and not shares):
             return None
         return whole
@@ -153,20 +167,24 @@ class Geometry:
         alignment = math.gcd(WIDEST_ALIGNMENT, lanes * self.channels)
         return Fold(lanes, self.channels, alignment, math.gcd(alignment, self.values * self.channels))
 
-    def plane_fold(self) -> Fold | None:
-        """Channels-first with dense planes: a run is the planes of 8 channels, or of more where they are tiny."""
+    def plane_folds(self) -> Iterator[Fold]:
+        """Channels-first with dense planes: a run is the planes of 8 channels, or of more where they are tiny.
+
+        Or of fewer, in narrower accesses, for programs of their own.
+        """
         dense = all(strides[3:] == (self.inner, 1) for strides in self.strides)
         if not dense or self.channels == 1 or self.inner > LONGEST_RUN // 8:
-            return None
+            return
         channels = 8
         while 2 * channels * self.inner <= SHORTEST_RUN:
             channels *= 2
         channels = min(channels, power_of_two(self.channels))
         steps = [step for strides in self.strides for step in strides[: self.outer_rank]]
-        alignment = math.gcd(WIDEST_ALIGNMENT, channels * self.inner, *steps)
-        if self.channels % channels:
-            alignment = math.gcd(alignment, self.channels % channels * self.inner)
-        return Fold(self.inner, channels, alignment, alignment)
+        while channels > 1:
+            ends = self.channels % channels * self.inner
+            alignment = math.gcd(WIDEST_ALIGNMENT, channels * self.inner, ends, *steps)
+            yield Fold(self.inner, channels, alignment, alignment)
+            channels //= 2
 
     @cached_property
     def values(self) -> int:
