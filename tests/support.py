@@ -267,14 +267,18 @@ def compare_samples(
 
 
 def fitted(config: Config, geometry: Geometry, itemsize: int) -> Config:
-    """The config with whole runs where the geometry folds them, or may and the config has lanes; or with its edges.
+    """The config with whole runs where the geometry folds them, of so many channels if it has lanes; or with its edges.
 
     No row is shorter than a byte of signs.
     """
     if config.edges:
         edges = geometry.edges(itemsize)
         return replace(config, edges=edges.each, block_i=max(config.block_i, edges.alignment))
-    if fold := geometry.fold(itemsize) or (geometry.folds(itemsize, signs=False)[-1] if config.lanes else None):
+    fold = geometry.fold(itemsize)
+    if config.lanes:
+        folds = {power_of_two(fold.channels): fold for fold in geometry.folds(itemsize, signs=False) if fold}
+        fold = folds.get(config.block_c) or next(iter(folds.values()))
+    if fold:
         return replace(config, block_c=power_of_two(fold.channels), block_i=power_of_two(fold.run), lanes=fold.lanes)
     group = sign_group(geometry, itemsize)
     if geometry.channels_last:

@@ -375,7 +375,7 @@ def test_a_compiled_call_builds_a_layer():
 def test_autocast(fuse):
     """bfloat16 from the convolution, float32 in the parameters: the same kernels, so the same bits.
 
-    Planes are of whole accesses. Others might be read otherwise, since a graph keeps no signs where it has the residual.
+    Planes are of whole accesses: others might be read otherwise, as a graph keeps no signs where it has the residual.
     """
     model = block(fuse).float()
     eager = copy.deepcopy(model)

@@ -170,6 +170,28 @@ SHAPES = [(32, 64, 56, 56), (6272, 96), (4096, 512), (50176, 8), (1, 1, 2**20), 
 
 
 @pytest.mark.parametrize(
+    ("shape", "itemsize", "expected"),
+    [
+        ((32, 512, 7, 7), 2, [8, 4, 2]),
+        ((32, 96, 7, 7), 2, [0, 8, 4, 2]),
+        ((32, 512, 7, 7), 4, [8, 4, 2]),
+        ((32, 512, 7, 7), 8, [0]),
+        ((32, 512, 3, 3), 2, [0, 16, 8, 4, 2]),
+        ((32, 100, 7, 7), 2, [0, 8, 4, 2]),
+        ((32, 1024, 9, 10), 2, [8, 4, 2]),
+        ((32, 33, 7, 7), 2, [0]),
+        ((32, 1024, 14, 14), 2, [0]),
+    ],
+)
+def test_planes_are_read_as_runs_of_fewer_channels_too(shape, itemsize, expected):
+    """Channels of a run, 0 for plain tiles; where there are signs, they lie as in the first of these runs."""
+    strides = torch.empty(shape, device="meta").stride()
+    geometry = describe(shape, 1, strides, strides)
+    assert [fold.channels if fold else 0 for fold in geometry.folds(itemsize, signs=False)] == expected
+    assert geometry.folds(itemsize, signs=True) == (geometry.fold(itemsize),)
+
+
+@pytest.mark.parametrize(
     ("channels", "itemsize", "with_signs", "without"),
     [
         (3, 2, [80], [0, 80]),

@@ -191,6 +191,24 @@ def test_pixels_that_may_be_folded_or_not(cut, runs, channels, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("shape", "folded"), [((5, 12, 7, 7), (8, 4, 2)), ((4, 6, 3, 3), (8, 4, 2))], ids=str)
+def test_planes_folded_by_so_many_channels(cut, runs, shape, folded, way):
+    x, dy = pair(shape, FIRST, torch.float16)
+    for channels in folded:
+        cut(channels, 2, 1, **WAYS[way], lanes=1, window=2)
+        with side_by_side(0, SLOTS):
+            compare(x, dy=dy, **vectors(shape[1]))
+    assert [config.block_c for config in runs] == [channels for channels in folded for _ in range(2)]
+
+
+def test_a_few_planes_are_not_folded(runs):
+    """Each channel has a program of its own, forward and backward."""
+    x, dy = pair((5, 12, 7, 7), FIRST, torch.float16)
+    compare(x, dy=dy, **vectors(12))
+    assert [(config.lanes, config.block_c) for config in runs] == [(0, 1), (0, 1)]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "cuts",
     thorough(

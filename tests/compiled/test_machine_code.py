@@ -1,5 +1,6 @@
 """What the compiler makes of every kernel, for GPUs that are not there: spills, and the width of memory accesses."""
 
+import math
 import re
 
 import pytest
@@ -154,7 +155,7 @@ def test_layers_that_people_run(architecture, name):
 
     And as many programs fit on an SM as count on it.
     """
-    shape, memory_format, width = NETWORKS[name]
+    shape, memory_format, widest = NETWORKS[name]
     functional._cases.clear()
     done = launches(architecture, shape, torch.bfloat16, memory_format)
     require_places(done)
@@ -166,7 +167,9 @@ def test_layers_that_people_run(architecture, name):
     for launch in done:
         reads, writes = sweeps(launch)
         found = launch.resources
+        width = math.gcd(widest, 2 * launch.arguments["RUN"])  # of fewer planes where more programs are worth it
         needed = accesses(launch, 2, width)
+        assert width >= 4
         assert needed >= 1
         assert found.spills == 0
         assert found.loads.get(width, 0) >= reads * needed, launch
@@ -218,8 +221,9 @@ def test_a_chunk_that_waits_for_nobody_is_kept_as_it_came(cut, shape, registers)
     ("shape", "width"),
     [
         ((32, 80, 14, 14), 8),
-        ((32, 48, 7, 7), 16),
         ((9, 33, 5, 7), 2),
+        ((32, 33, 35, 35), 16),
+        ((32, 3, 75, 75), 16),
         ((4096, 96), 16),
         ((32, 256), 16),
         ((64, 5, 100), 8),
@@ -237,6 +241,20 @@ def test_odd_shapes_do_not_spill_and_are_as_wide_as_their_alignment(architecture
         if width > 2:
             assert found.loads.get(2, 0) <= reads * beside * edges_a_thread(launch), launch
             assert found.stores.get(2, 0) <= writes * beside * edges_a_thread(launch), launch
+
+
+@pytest.mark.parametrize("architecture", thorough(["sm_80", "sm_90", "gfx942"], "sm_90", "gfx942"))
+@pytest.mark.parametrize("channels", thorough([512, 1024, 2048], 512))
+def test_planes_of_49_are_never_read_two_bytes_at_a_time(architecture, channels):
+    """But as runs of several channels, as widely as such runs allow."""
+    for launch in launches(architecture, (32, channels, 7, 7), torch.float16):
+        reads, writes = sweeps(launch)
+        found, width = launch.resources, math.gcd(16, 2 * 49 * launch.arguments["BLOCK_C"])
+        assert launch.arguments["RUN"] == 49 * launch.arguments["BLOCK_C"]
+        assert found.spills == 0
+        assert found.loads.get(width, 0) >= reads * accesses(launch, 2, width), launch
+        assert found.stores.get(width, 0) >= writes * accesses(launch, 2, width), launch
+        assert not {1, 2} & (found.loads.keys() | found.stores.keys()), launch
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])

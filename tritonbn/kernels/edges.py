@@ -42,7 +42,7 @@ def edge_places(x, t, item, chunks, view):
     if view.MASK_C:
         exists = exists & (item.c < view.channels)[:, None, None]
     number += before
-    edge, begin = number % view.EDGES, plane_offsets(x, item.c, number // view.EDGES, view, 1)
+    edge, begin = number % view.EDGES, plane_offsets(x, item.c, number // view.EDGES, view)
     head = interior_offsets(begin, view) - begin
     return begin + edge + tl.where(edge < head, 0, view.inner), exists
 

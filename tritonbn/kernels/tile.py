@@ -89,13 +89,20 @@ def tile_mask(c, o, i, view, MASK_O: tl.constexpr, MASK_I: tl.constexpr):
 @triton.jit
 def tile_offsets(x, c, o, i, view, ALIGN: tl.constexpr):
     """Element offsets of a tile of one tensor."""
-    return plane_offsets(x, c, o, view, ALIGN) + i * multiple(x.i, ALIGN if view.CHANNELS_LAST else 1)
+    offsets = c[:, None, None] * multiple(x.c, 1 if view.CHANNELS_LAST else ALIGN)
+    offsets += i * multiple(x.i, ALIGN if view.CHANNELS_LAST else 1)
+    return outer_offsets(offsets, x, o, view, ALIGN)
 
 
 @triton.jit
-def plane_offsets(x, c, o, view, ALIGN: tl.constexpr):
-    """Where its rows of inner begin; `o` counts over OUTER_RANK axes, the faster ones outer_1 and outer_2."""
-    offsets = c[:, None, None] * multiple(x.c, 1 if view.CHANNELS_LAST else ALIGN)
+def plane_offsets(x, c, o, view):
+    """Where planes begin, wherever that is."""
+    return outer_offsets(c[:, None, None] * multiple(x.c, 1), x, o, view, 1)
+
+
+@triton.jit
+def outer_offsets(offsets, x, o, view, ALIGN: tl.constexpr):
+    """Further on along the outer axes: `o` counts over OUTER_RANK of them, the faster ones outer_1 and outer_2."""
     if view.OUTER_RANK == 3:
         offsets += o % view.outer_2 * multiple(x.o2, ALIGN)
         o = o // view.outer_2

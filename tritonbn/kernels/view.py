@@ -99,7 +99,7 @@ def offsets_of(x, o, i, item, view):
     if view.RUN:
         offsets = run_offsets(x, tl.cast(item.block, o.dtype), o, i, view)
     elif view.EDGES:
-        offsets = interior_offsets(plane_offsets(x, item.c, o, view, 1), view) + i
+        offsets = interior_offsets(plane_offsets(x, item.c, o, view), view) + i
     else:
         offsets = tile_offsets(x, item.c, o, i, view, view.ALIGN)
     return offsets
