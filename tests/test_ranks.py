@@ -162,6 +162,13 @@ def test_many_chunks(cut, sizes):
     check((2, 3, 7), [2, 1], torch.float64, activation="relu", residual=True)
 
 
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_odd_planes_whose_edges_are_read_apart(cut, runs, activation):
+    cut(1, 2, 64, 2, edges=1)
+    check((3, 9, 9), [3, 1], torch.float32, activation=activation, residual=True)
+    assert all(config.edges for config in runs)
+
+
 @pytest.mark.parametrize("channels", [3, 64])
 def test_many_processes(cut, channels):
     """More than are merged at once where channels are many."""

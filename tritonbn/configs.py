@@ -78,10 +78,6 @@ class Reading(NamedTuple):
     """What is read apart from the tiles."""
 
 
-EDGED: tuple[Mode, ...] = ("forward", "inference", "backward")
-"""Where a pass may read the edges of planes apart."""
-
-
 @dataclass(frozen=True)
 class Work:
     """What a config is chosen for."""
@@ -121,11 +117,12 @@ class Work:
         plain: Layout = "rows" if geometry.channels_last else "planes"
         if any(strides[3 if geometry.channels_last else 4] != 1 for strides in geometry.strides):
             widest = 1
-        folds = (None,) if self.mode.startswith("sample") else geometry.folds(self.itemsize, self.has_signs)
+        alone = self.mode.startswith("sample")
+        folds = (None,) if alone else geometry.folds(self.itemsize, self.has_signs)
         whole = tuple(
             Reading(fold, "runs" if fold else plain, min(widest, (fold or geometry).alignment)) for fold in folds
         )
-        edges = geometry.edges(self.itemsize) if self.mode in EDGED and not self.has_signs else None
+        edges = None if alone or self.has_signs else geometry.edges(self.itemsize)
         return (*whole, Reading(None, plain, edges.alignment, edges)) if edges else whole
 
     @cached_property

@@ -13,7 +13,7 @@ from ..configs import ONE_SWEEP, READ, UNMERGED, WRITTEN, Config, Work, merging,
 from ..devices import Device
 from ..geometry import FULL_ACCESS, SECTOR
 from ..kernels.tile import MOST_DEALT
-from .registers import MOST_REGISTERS, accesses, edges_held, registers_needed
+from .registers import MOST_REGISTERS, accesses, edges_dealt, registers_needed
 
 LATENCY = 0.4e-6
 """Seconds from a program's start until it moves bytes at full speed, and at its end."""
@@ -283,7 +283,7 @@ def instructions_of_program(work: Work, config: Config, device: Device, moved: f
         beside = PROGRAM_INSTRUCTIONS["edges" if config.edges else work.read_by(config).layout]
         computing += config.num_warps * device.warp_size * beside * (1 if config.strategy == "resident" else 0.5)
     if config.edges:
-        computing += edges_held(work, config) * (instructions + accessing + EDGE_INSTRUCTIONS)
+        computing += edges_dealt(work, config) * (instructions + accessing + EDGE_INSTRUCTIONS)
     return computing
 
 

@@ -197,7 +197,7 @@ HELD_EPILOGUE = {
 }
 """What an epilogue adds to these."""
 
-EDGE_TILE = {"forward": 2, "backward": 7, "inference": 2}
+EDGE_TILE = {mode: 7 if mode in ("backward", "sums", "gradients", "elementwise") else 2 for mode in READ}
 """Registers for each of a thread's elements at the edges of planes, which are read apart (kernels/edges.py)."""
 
 STREAMED_ELEMENT = {
@@ -353,10 +353,17 @@ def has_pixels(work: Work, config: Config) -> bool:
     return config.lanes > 0 and work.geometry.channels_last
 
 
-def edges_held(work: Work, config: Config) -> int:
-    """Elements at the edges of planes that a program holds, with those of its lanes that stay empty."""
+def edges_dealt(work: Work, config: Config) -> int:
+    """Elements at the edges of planes that a chunk has, with those of its lanes that stay empty."""
     lanes = edge_lanes(work, config)
     return config.block_c * lanes * config.edge_tiles(work.geometry, lanes)
+
+
+def edges_held(work: Work, config: Config) -> int:
+    """How many of these a program holds at once."""
+    if config.strategy == "resident" or work.mode == "inference":
+        return edges_dealt(work, config)
+    return config.block_c * edge_lanes(work, config)
 
 
 def accesses(work: Work, config: Config) -> int:

@@ -104,8 +104,6 @@ def space(work: Work, device: Device, share: int) -> Iterator[Config]:
                 may_pack = packs(work, device)
                 for packed in (True, False) if may_pack and is_short and not config.rereads else (may_pack,):
                     yield from valid(work, config.but(packed=packed), device, share)
-        if reading.edges and work.mode not in UNMERGED:
-            continue
         for config in with_warps(cuts, device, STREAMED):
             for cut in streamed(work, config, found):
                 yield from valid(work, cut, device, share)

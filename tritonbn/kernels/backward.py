@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .channel import VECTORS, load_affine_map, load_scale
+from .edges import add_edge_gradients, dx_of_edges, edge_tiles, load_dz_of_edges, write_edges
 from .exchange import dataflow_item, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
 from .partials import load_first_pair, rows_of, store_result, store_row
@@ -25,6 +26,7 @@ from .view import (
     channel_sums,
     spread,
     store_tile,
+    sum_to_edges,
     tiles_of_chunk,
     values_of_channel,
     zero_tile,
@@ -51,6 +53,7 @@ def backward_kernel(
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    EDGES: tl.constexpr, LANES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
@@ -64,7 +67,7 @@ def backward_kernel(
         Exchange(partials, counters, blocks, chunks, BLOCK_K, SPAN, BLOCK_M),
         View(
             channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, 0, LANES,
         ),
         tiles_per_chunk, window, PHASE, TRAINING, RANKS, STAGES,
     )  # fmt: skip
@@ -99,6 +102,17 @@ def backward(
             dz = tl.where(mask, dz, 0.0)
             sum_dz += dz
             sum_dz_x += dz * tl.where(mask, deviation, 0.0)
+        if view.EDGES:
+            sum_dz, sum_dz_x = sum_to_edges(sum_dz, view.LANES), sum_to_edges(sum_dz_x, view.LANES)
+            for t in range(edge_tiles(exchange.chunks, view)):
+                edges_dz, deviations, masks = load_dz_of_edges(
+                    x, dy, residual, affine, epilogue, t, item, exchange.chunks, view
+                )
+                if dresidual.base is not None:
+                    write_edges(dresidual, edges_dz, t, item, exchange.chunks, view)
+                if dx.base is not None and not TRAINING:
+                    write_edges(dx, (edges_dz[0] * affine.scale,), t, item, exchange.chunks, view)
+                sum_dz, sum_dz_x = add_edge_gradients(sum_dz, sum_dz_x, edges_dz, deviations, masks, epilogue, view)
         if exchange.partials is not None:  # None where nobody wants the sums
             rows = rows_of(block, 2, exchange, view)
             store_row(rows, chunk, channel_sums(sum_dz, sum_dz_x, view), exchange, view)
@@ -128,3 +142,10 @@ def backward(
         for tile in tl.range(first, last, num_stages=STAGES):
             dz, deviation, _ = load_dz(x, dy, residual, affine, epilogue, tile, item, view)
             store_tile(dx, input_gradient(dz, deviation, affine.scale, x_factor, offset), tile, item, view)
+        if view.EDGES:
+            for t in range(edge_tiles(exchange.chunks, view)):
+                edges_dz, deviations, _ = load_dz_of_edges(
+                    x, dy, residual, affine, epilogue, t, item, exchange.chunks, view
+                )
+                gradients = dx_of_edges(edges_dz, deviations, affine.scale, x_factor, offset)
+                write_edges(dx, gradients, t, item, exchange.chunks, view)

@@ -3,8 +3,8 @@
 Such planes begin anywhere in memory, but each reaches an aligned address after fewer than ALIGN elements: its head.
 From there on follows the interior, `inner` elements, a multiple of ALIGN, which is cut into tiles as any plane is
 (view.py). EDGES elements of each plane are left over: the head, and what lies behind the interior. Numbered plane after
-plane they are dealt out to the chunks, a tile [BLOCK_C, 1, LANES] at a time: in a resident program one to a thread for
-each wide access to one of its tiles.
+plane they are dealt out to the chunks, a tile [BLOCK_C, 1, LANES] at a time: where they are added up, one to a thread
+for each wide access to a tile. A resident program holds the EDGE_TILES of its chunk, others take one after the other.
 """
 
 import triton
@@ -15,7 +15,6 @@ from .epilogue import activate
 from .gradient import input_gradient
 from .tile import interior_offsets, plane_offsets
 from .upstream import dz_and_deviation, masked_dz
-from .view import sum_to_edges
 
 
 @triton.jit
@@ -48,26 +47,32 @@ def edge_places(x, t, item, chunks, view):
 
 
 @triton.jit
-def load_edges(x, item, chunks, view):
-    """A chunk's edges in tiles of their own dtype, zero where there is no element; and where there is one.
+def edge_tiles(chunks, view):
+    """How many tiles of edges a chunk has at most."""
+    return tl.cdiv(edges_each(chunks, view), view.LANES)
+
+
+@triton.jit
+def load_edges(x, first, TILES: tl.constexpr, item, chunks, view):
+    """Tiles of a chunk's edges in their own dtype, zero where there is no element; and where there is one.
 
     Of a tensor that there is not, zeros.
     """
     tiles, masks = (), ()
-    for t in tl.static_range(view.EDGE_TILES):
+    for t in tl.static_range(TILES):
         tile, mask = 0.0, False
         if x.base is not None:
-            at, mask = edge_places(x, t, item, chunks, view)
+            at, mask = edge_places(x, first + t, item, chunks, view)
             tile = tl.load(x.base + at, mask, other=0.0)
         tiles, masks = tiles + (tile,), masks + (mask,)
     return tiles, masks
 
 
 @triton.jit
-def write_edges(y, values, item, chunks, view):
-    """Write a chunk's edges, rounded to the tensor's dtype."""
+def write_edges(y, values, first, item, chunks, view):
+    """Write these tiles of a chunk's edges, rounded to the tensor's dtype."""
     for t in tl.static_range(len(values)):
-        at, mask = edge_places(y, t, item, chunks, view)
+        at, mask = edge_places(y, first + t, item, chunks, view)
         tl.store(y.base + at, values[t], mask)
 
 
@@ -92,9 +97,18 @@ def gradients_of_edges(edges_dy, edges_x, residual, affine, epilogue, view):
 
 
 @triton.jit
+def load_dz_of_edges(x, dy, residual, affine, epilogue, t, item, chunks, view):
+    """A tile of dz and of x - mean, and which elements exist."""
+    edges_dy, masks = load_edges(dy, t, 1, item, chunks, view)
+    edges_x, _ = load_edges(x, t, 1, item, chunks, view)
+    edges_residual, _ = load_edges(residual, t, 1, item, chunks, view)
+    gradients, deviations = gradients_of_edges(edges_dy, edges_x, edges_residual, affine, epilogue, view)
+    return gradients, deviations, masks
+
+
+@triton.jit
 def add_edge_gradients(sum_dz, sum_dz_x, gradients, deviations, masks, epilogue, view):
-    """The sums of dz and of dz (x - mean), element by element, with those of these edges."""
-    sum_dz, sum_dz_x = sum_to_edges(sum_dz, view.LANES), sum_to_edges(sum_dz_x, view.LANES)
+    """The sums of dz and of dz (x - mean), one for each of so many elements, with those of these edges."""
     for t in tl.static_range(len(gradients)):
         dz = masked_dz(gradients[t], masks[t], epilogue)
         sum_dz += dz

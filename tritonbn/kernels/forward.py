@@ -11,6 +11,8 @@ import triton.language as tl
 
 from .affine import store_y
 from .channel import VECTORS, load_affine, load_affine_map, spread_affine, store_statistics
+from .chunk import values_before_chunk
+from .edges import edge_tiles, load_edges, write_edges, y_of_edges
 from .exchange import dataflow_item, release, wait
 from .finish import finish_channels, load_running
 from .moments import last_to_merge, merge_chunks, moments_of, store_moments
@@ -24,11 +26,11 @@ from .view import (
     channel_sums,
     load_tile,
     spread,
+    sum_to_edges,
     tiles_of_chunk,
-    values_before,
     values_of_channel,
 )
-from .welford import centre_of, centred_moments
+from .welford import centre_of, centred_moments, sums_about
 from .wide import wide
 
 
@@ -54,6 +56,7 @@ def forward_kernel(
     ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
+    EDGES: tl.constexpr, LANES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
@@ -67,7 +70,7 @@ def forward_kernel(
         Exchange(partials, counters, blocks, chunks, BLOCK_K, SPAN, BLOCK_M),
         View(
             channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, 0, LANES,
         ),
         Holding(None, tiles_per_chunk, 0, STAGES, 0), window, PHASE, RANKS,
     )  # fmt: skip
@@ -101,7 +104,14 @@ def forward(
             deviation = wide(more, view) - tl.where(mask, wide_centre, 0.0)
             sum_deviation += deviation
             sum_squares += deviation * deviation
-        count = (values_before(last, view) - values_before(first, view)).to(view.ACCUMULATOR)
+        if view.EDGES:
+            sum_deviation, sum_squares = sum_to_edges(sum_deviation, view.LANES), sum_to_edges(sum_squares, view.LANES)
+            for t in range(edge_tiles(exchange.chunks, view)):
+                edges, masks = load_edges(x, t, 1, item, exchange.chunks, view)
+                more_deviation, more_squares = sums_about(wide_centre, edges, masks, view, None)
+                sum_deviation, sum_squares = sum_deviation + more_deviation, sum_squares + more_squares
+        count = values_before_chunk(chunk + 1, exchange.chunks, view, holding)
+        count = (count - values_before_chunk(chunk, exchange.chunks, view, holding)).to(view.ACCUMULATOR)
         sum_deviation, sum_squares = channel_sums(sum_deviation, sum_squares, view)
         offset, M2 = centred_moments(sum_deviation, sum_squares, count)
         rows = rows_of(block, moments_of(x), exchange, view)
@@ -137,3 +147,9 @@ def forward(
         for tile in tl.range(first, last, num_stages=holding.STAGES):
             value, _ = load_tile(x, tile, item, view)
             store_y(value, affine, y, residual, epilogue, tile, item, view)
+        if view.EDGES:
+            for t in range(edge_tiles(exchange.chunks, view)):
+                edges, _ = load_edges(x, t, 1, item, exchange.chunks, view)
+                edges_residual, _ = load_edges(residual, t, 1, item, exchange.chunks, view)
+                values_of_y = y_of_edges(edges, edges_residual, affine, epilogue, view)
+                write_edges(y, values_of_y, t, item, exchange.chunks, view)

@@ -55,7 +55,7 @@ def normalize(
     item = Item(block, chunk.to(view.INDEX), block_channels(block, view.BLOCK_C, view.INDEX))
     first = item.chunk * TILES
     held, _ = load_chunk(x, first, TILES, item, view)
-    edges, _ = load_edges(x, item, chunks, view)
+    edges, _ = load_edges(x, 0, view.EDGE_TILES, item, chunks, view)
     mean, variance = load_channels(running_mean, item.c, view), load_channels(running_var, item.c, view)
     factor, shift = load_affine(weight, bias, item.c, view)  # under way while the root is computed
     invstd = invstd_of(variance, eps)
@@ -66,5 +66,5 @@ def normalize(
     for t in tl.static_range(TILES):
         store_y(held[t], affine, y, residual, epilogue, first + t, item, view, t)
     if view.EDGES:
-        edges_residual, _ = load_edges(residual, item, chunks, view)
-        write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), item, chunks, view)
+        edges_residual, _ = load_edges(residual, 0, view.EDGE_TILES, item, chunks, view)
+        write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), 0, item, chunks, view)

@@ -17,7 +17,7 @@ from .partials import load_first_pair, rows_of, store_result, store_row
 from .records import Epilogue, Exchange, Holding, Item, Strided, View
 from .sums import add_sums, last_to_add
 from .upstream import dz_and_deviation, masked_dz
-from .view import block_channels, channel_sums, spread, store_tile, values_of_channel, zero_tile
+from .view import block_channels, channel_sums, spread, store_tile, sum_to_edges, values_of_channel, zero_tile
 
 
 @triton.jit(do_not_specialize_on_alignment=VECTORS)
@@ -78,9 +78,9 @@ def resident_backward(
         scale, shift = load_affine(weight, bias, c, view)
         scale *= invstd
         affine = spread_affine(mean, scale, shift, view)
-        edges_dy, edge_masks = load_edges(dy, item, chunks, view)
-        edges_x, _ = load_edges(x, item, chunks, view)
-        edges_residual, _ = load_edges(residual, item, chunks, view)
+        edges_dy, edge_masks = load_edges(dy, 0, view.EDGE_TILES, item, chunks, view)
+        edges_x, _ = load_edges(x, 0, view.EDGE_TILES, item, chunks, view)
+        edges_residual, _ = load_edges(residual, 0, view.EDGE_TILES, item, chunks, view)
         held_dy, held_x, clues, sum_dz, sum_dz_x = keep_gradients(
             dy, x, residual, dresidual, affine, epilogue, first, item, view, holding, IN_TURN
         )
@@ -97,7 +97,8 @@ def resident_backward(
         if view.EDGES:
             edges_dz, deviations = gradients_of_edges(edges_dy, edges_x, edges_residual, affine, epilogue, view)
             if dresidual.base is not None:
-                write_edges(dresidual, edges_dz, item, chunks, view)
+                write_edges(dresidual, edges_dz, 0, item, chunks, view)
+            sum_dz, sum_dz_x = sum_to_edges(sum_dz, view.LANES), sum_to_edges(sum_dz_x, view.LANES)
             sum_dz, sum_dz_x = add_edge_gradients(sum_dz, sum_dz_x, edges_dz, deviations, edge_masks, epilogue, view)
         if not ALONE:  # anew: no register had to keep it meanwhile
             affine = load_affine_map(statistics, weight, bias, c, view)
@@ -120,7 +121,7 @@ def resident_backward(
                 )  # fmt: skip
         if view.EDGES:
             item = Item(block, anew(item.chunk, holding.HOLD, ALONE), c)
-            write_edges(dx, dx_of_edges(edges_dz, deviations, affine.scale, x_factor, offset), item, chunks, view)
+            write_edges(dx, dx_of_edges(edges_dz, deviations, affine.scale, x_factor, offset), 0, item, chunks, view)
         write_dx(held_dy, held_x, clues, affine, x_factor, offset, dx, epilogue, first, item, view)
 
 

@@ -91,15 +91,15 @@ def resident_forward(x, y, residual, weight, bias, statistics, eps, running, epi
                 write_y(more, affine, y, residual, epilogue, tile, item, view, holding, holding.TILES)
         if view.EDGES:
             item = Item(block, anew(item.chunk, holding.HOLD), c)
-            edges_residual, _ = load_edges(residual, item, chunks, view)
-            write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), item, chunks, view)
+            edges_residual, _ = load_edges(residual, 0, view.EDGE_TILES, item, chunks, view)
+            write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), 0, item, chunks, view)
         write_y(held, affine, y, residual, epilogue, first, item, view, holding)
 
 
 @triton.jit
 def measure_chunk(x, first, parts, item, chunks, holding, view):
     """What is kept of a chunk, its edges, and the sums of (value - centre) and of its square, element by element."""
-    edges, edge_masks = load_edges(x, item, chunks, view)
+    edges, edge_masks = load_edges(x, 0, view.EDGE_TILES, item, chunks, view)
     held, centre, sums = keep_tiles(x, first, item, holding, view)
     wide_centre = spread(centre, view)
     sum_deviation, sum_squares = sums

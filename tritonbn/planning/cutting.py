@@ -37,20 +37,14 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
             keywords["MASK_C"] = False
     if edges := work.read_by(config).edges:
         keywords["ALIGN"] = edges.alignment
+    keywords["EDGES"], keywords["LANES"] = config.edges, edge_lanes(work, config) if config.edges else 1
     if whole:
-        keywords["TILES"] = held
-        keywords |= edge_keywords(work, config)
+        keywords["TILES"], keywords["EDGE_TILES"] = held, config.edge_tiles(geometry, keywords["LANES"])
     if config.registers and not devices.INTERPRETED:
         keywords |= register_cap(config.registers, case.device)
     if config.at_once and not devices.INTERPRETED:
         keywords["launch_cooperative_grid"] = True
     return keywords
-
-
-def edge_keywords(work: Work, config: Config) -> dict[str, int]:
-    """How what lies beside the interiors of planes is read (kernels/edges.py), if it is read apart."""
-    lanes = edge_lanes(work, config) if config.edges else 1
-    return {"EDGES": config.edges, "EDGE_TILES": config.edge_tiles(work.geometry, lanes), "LANES": lanes}
 
 
 def inner_tiles(geometry: Geometry, config: Config) -> int:
@@ -163,8 +157,6 @@ def cut_plan(
 ) -> Plan:
     """One launch for each phase, over all chunks of all blocks; it sends so many numbers to other processes."""
     geometry = work.geometry
-    if config.edges and "EDGES" not in kernel.arg_names:
-        raise AssertionError(f"{config} leaves elements to a kernel that does not read them")
     blocks, chunks = config.channel_blocks(geometry), config.chunks(geometry)
     programs = blocks * chunks
     if phases[0].get("PHASE") == "dataflow":
