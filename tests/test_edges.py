@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interleaving import side_by_side
-from support import DEVICE, compare, random
+from support import DEVICE, DTYPES, compare, random
 from test_epilogue import ACTIVATIONS, check
 from test_strategies import pair, trained, vectors
 
@@ -14,7 +14,7 @@ import tritonbn
 from tritonbn import configs, devices, functional, reference
 from tritonbn.choice import selection, space
 from tritonbn.geometry import describe
-from tritonbn.launching import counters
+from tritonbn.launching import counters, launch
 from tritonbn.measured.timings import key_of
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
@@ -113,8 +113,8 @@ def apart_if_may_be(monkeypatch):
 @pytest.mark.parametrize("wanted", WANTED.values(), ids=WANTED)
 def test_whatever_is_wanted(apart_if_may_be, runs, training, wanted, activation):
     """First and second derivatives."""
-    x, residual, dy = (random((2, 8, 11, 11), torch.float64, seed) for seed in (0, 9, 1))
-    weight, bias, mean, var = vectors(8).values()
+    x, residual, dy = (random((2, 3, 11, 11), torch.float64, seed) for seed in (0, 9, 1))
+    weight, bias, mean, var = vectors(3).values()
     kept = 4 if 3 in wanted else 3
 
     def ours(mean, var, x, weight, bias, residual=None):
@@ -136,14 +136,25 @@ def test_whatever_is_wanted(apart_if_may_be, runs, training, wanted, activation)
         found.append([t.detach().double() for t in (*alone, *first, *again)])
     for ours, exact in zip(*reversed(found), strict=True):
         torch.testing.assert_close(ours, exact, rtol=0, atol=2e-5 * (1 + exact.abs().amax().item()))
-    keeps_signs = kept == 4 and activation in ("relu", "leaky_relu")
-    assert any(config.edges for config in runs) != keeps_signs
+    assert any(config.edges for config in runs)
 
 
-def test_bits_lie_as_whole_planes_do():
-    """A pass that keeps or reads signs has to agree with others on where they are."""
-    assert work_on(SHAPE, read_beside=1.0).readings[-1].edges
-    assert not work_on(SHAPE, read_beside=1 / 16).readings[-1].edges
+@pytest.mark.parametrize("mode", [mode for mode in configs.READ if not mode.startswith("sample")])
+def test_every_pass_finds_bits_at_the_same_places(mode):
+    """Where there are signs, edges are always read apart, or never: if planes are folded."""
+    (reading,) = work_on((3, 7, 11, 11), mode, read_beside=1 / 16).readings
+    assert reading.edges
+    (reading,) = work_on(SHAPE, mode, read_beside=1 / 16).readings
+    assert reading.fold
+
+
+@pytest.mark.parametrize(("side", "dtype"), [(11, torch.bfloat16), (13, torch.float32), (15, torch.float64)])
+def test_bits_take_no_more_than_those_of_whole_planes(runs, side, dtype):
+    x = random((3, 7, side, side), dtype).requires_grad_()
+    y = tritonbn.batch_norm(x, None, None, training=True, residual=x.detach(), activation="relu")
+    assert runs[-1].edges
+    kept = sum(t.numel() for t in y.grad_fn.saved_tensors if t is not None and t.dtype == torch.uint8)
+    assert kept == 3 * 7 * -(-side * side // (8 if dtype.itemsize < 8 else 4))
 
 
 def test_timings_are_of_planes_with_the_same_edges():
@@ -200,14 +211,14 @@ def test_one_tile_after_the_other(cut, shape, sizes, tiles, strategy):
 @pytest.mark.parametrize("activation", [None, "relu", "silu"])
 @pytest.mark.parametrize("strategy", ["split", "dataflow"])
 def test_epilogues_of_one_tile_after_the_other(cut, strategy, activation):
-    """With a residual, whose gradient is written beside the sums; relu without, as bits lie otherwise."""
+    """With a residual, whose gradient is written beside the sums."""
     x, residual = pair((5, 3, 11, 11), FIRST)
     cut(1, 2, 128, 2, strategy=strategy, edges=1)
     with side_by_side(0, SLOTS):
-        check(x, None if activation == "relu" else residual, activation, training=True, dy=residual)
+        check(x, residual, activation, training=True, dy=residual)
 
 
-@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
 def test_backward_in_evaluation(cut, activation):
     """In one sweep, which writes dx and dresidual."""
     x, residual = pair((5, 3, 11, 11), FIRST)
@@ -284,13 +295,51 @@ def test_strides(cut, kind):
 
 @pytest.mark.parametrize(
     ("activation", "with_residual"),
-    [("relu", False), ("leaky_relu", False), ("silu", False), ("silu", True), (None, True)],
+    [(name, beside) for name in ACTIVATIONS for beside in (False, True)],
 )
 def test_epilogues(cut, activation, with_residual):
-    x, residual = pair((3, 4, 11, 11), FIRST)
+    x, residual = pair((3, 3, 11, 11), FIRST)
     cut(1, 1, 64, 4, strategy="resident", edges=1)
     with side_by_side(0, SLOTS):
         check(x, residual if with_residual else None, activation, training=True, dy=residual)
+
+
+SIGNED = {
+    "one chunk": ((3, 3, 11, 11), (1, 4, 128), 1),
+    "a tile a plane": ((3, 3, 11, 11), (1, 1, 128), 1),
+    "chunks without planes of their own": ((2, 3, 15, 15), (1, 1, 64), 1),
+    "several channels": ((5, 7, 11, 11), (4, 8, 128), 1),
+    "more tiles of edges than one": ((9, 3, 9, 11), (1, 1, 128), 9),
+    "more than a byte of edges": ((3, 5, 3, 41), (1, 2, 128), 2),
+}
+"""Shape of x, the tile, and tiles of a chunk."""
+
+
+@pytest.mark.parametrize("way", [("resident", "resident"), ("split", "resident"), ("resident", "dataflow")], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "sizes", "tiles"), SIGNED.values(), ids=SIGNED)
+def test_bits_of_edges(cut, monkeypatch, shape, sizes, tiles, dtype, way):
+    """Written by a pass and read by another, which cuts the planes otherwise."""
+    x, residual = pair(shape, FIRST, dtype)
+    forward, backward = way
+    original = launch.Plan.run
+    cut(*sizes, tiles, strategy=forward, edges=1)
+
+    def then(plan, *args):
+        cut(1, 2, 64, tiles + 1, strategy=backward, edges=1)
+        return original(plan, *args)
+
+    monkeypatch.setattr(launch.Plan, "run", then)
+    with side_by_side(0, SLOTS):
+        check(x, residual, "relu", training=True, dy=residual)
+
+
+def test_a_gradient_that_begins_elsewhere_is_copied(runs):
+    """The bits lie behind planes that begin where those of x do."""
+    x, residual = pair((3, 3, 11, 11), FIRST)
+    dy = random((3, 3, 125), x.dtype, 7)[:, :, :121].unflatten(2, (11, 11))
+    check(x, residual, "relu", training=True, dy=dy)
+    assert all(config.edges for config in runs)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy

@@ -122,8 +122,11 @@ class Work:
         whole = tuple(
             Reading(fold, "runs" if fold else plain, min(widest, (fold or geometry).alignment)) for fold in folds
         )
-        edges = None if alone or self.has_signs else geometry.edges(self.itemsize)
-        return (*whole, Reading(None, plain, edges.alignment, edges)) if edges else whole
+        edges = None if alone else geometry.edges(self.itemsize)
+        if not edges or (self.has_signs and folds[0]):
+            return whole
+        apart = Reading(None, plain, edges.alignment, edges)
+        return (apart,) if self.has_signs else (*whole, apart)
 
     @cached_property
     def fold(self) -> Fold | None:
@@ -187,14 +190,6 @@ class Config:
     def inner(self, geometry: Geometry) -> int:
         """The inner size of what is cut into tiles."""
         return geometry.inner - self.edges
-
-    def edge_tiles(self, geometry: Geometry, lanes: int) -> int:
-        """Tiles of so many edge elements of a channel that a chunk has, each of which a program holds."""
-        return math.ceil(self.chunk_edges(geometry) / lanes)
-
-    def chunk_edges(self, geometry: Geometry) -> int:
-        """Edge elements of a channel that a chunk has."""
-        return math.ceil(geometry.outer_size * self.edges / self.chunks(geometry))
 
     def chunks(self, geometry: Geometry) -> int:
         """Chunks of one block of channels."""
@@ -273,13 +268,32 @@ def merging(config: Config, geometry: Geometry, device: Device) -> Merging:
     return Merging(chunks, span, min(span, at_once))
 
 
+def edge_room(work: Work, config: Config) -> int:
+    """Lanes that the edges of a plane take where signs are kept, which are those of whole bytes; otherwise 0."""
+    bits = sign_group(work.geometry, work.itemsize)
+    return math.ceil(config.edges / bits) * bits if work.has_signs else 0
+
+
+def chunk_edges(work: Work, config: Config) -> int:
+    """Lanes that a chunk's edges take of each channel (kernels/edges.py)."""
+    planes, chunks = work.geometry.outer_size, config.chunks(work.geometry)
+    if room := edge_room(work, config):
+        return math.ceil(planes / chunks) * room
+    return math.ceil(planes * config.edges / chunks)
+
+
 def edge_lanes(work: Work, config: Config) -> int:
-    """Elements of a channel in a tile of edges: as many as a tile of interiors has accesses, or fewer if it need not.
+    """Lanes of a channel in a tile of edges: as many as a tile of interiors has accesses, or fewer if it need not.
 
     A pass that sums adds them to those of its tiles, thread by thread.
     """
     lanes = config.block_o * config.block_i // work.read_by(config).accesses
-    return min(lanes, power_of_two(config.chunk_edges(work.geometry))) if work.mode in UNMERGED else lanes
+    return min(lanes, power_of_two(chunk_edges(work, config))) if work.mode in UNMERGED else lanes
+
+
+def edge_tiles(work: Work, config: Config) -> int:
+    """Tiles of edges that a chunk has."""
+    return math.ceil(chunk_edges(work, config) / edge_lanes(work, config))
 
 
 def sign_group(geometry: Geometry, itemsize: int) -> int:

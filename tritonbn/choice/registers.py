@@ -17,6 +17,7 @@ from ..configs import (
     Merging,
     Work,
     edge_lanes,
+    edge_tiles,
     merging,
     most_together,
     together,
@@ -355,8 +356,7 @@ def has_pixels(work: Work, config: Config) -> bool:
 
 def edges_dealt(work: Work, config: Config) -> int:
     """Elements at the edges of planes that a chunk has, with those of its lanes that stay empty."""
-    lanes = edge_lanes(work, config)
-    return config.block_c * lanes * config.edge_tiles(work.geometry, lanes)
+    return config.block_c * edge_lanes(work, config) * edge_tiles(work, config)
 
 
 def edges_held(work: Work, config: Config) -> int:

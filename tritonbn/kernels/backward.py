@@ -53,7 +53,7 @@ def backward_kernel(
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    EDGES: tl.constexpr, LANES: tl.constexpr,
+    EDGES: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
@@ -67,7 +67,7 @@ def backward_kernel(
         Exchange(partials, counters, blocks, chunks, BLOCK_K, SPAN, BLOCK_M),
         View(
             channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, 0, LANES,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, 0, LANES, ROOM,
         ),
         tiles_per_chunk, window, PHASE, TRAINING, RANKS, STAGES,
     )  # fmt: skip

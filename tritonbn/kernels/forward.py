@@ -12,7 +12,7 @@ import triton.language as tl
 from .affine import store_y
 from .channel import VECTORS, load_affine, load_affine_map, spread_affine, store_statistics
 from .chunk import values_before_chunk
-from .edges import edge_tiles, load_edges, write_edges, y_of_edges
+from .edges import edge_tiles, load_edges, write_y_of_edges
 from .exchange import dataflow_item, release, wait
 from .finish import finish_channels, load_running
 from .moments import last_to_merge, merge_chunks, moments_of, store_moments
@@ -56,7 +56,7 @@ def forward_kernel(
     ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    EDGES: tl.constexpr, LANES: tl.constexpr,
+    EDGES: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr, STAGES: tl.constexpr,
@@ -70,7 +70,7 @@ def forward_kernel(
         Exchange(partials, counters, blocks, chunks, BLOCK_K, SPAN, BLOCK_M),
         View(
             channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
-            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, 0, LANES,
+            BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, 0, LANES, ROOM,
         ),
         Holding(None, tiles_per_chunk, 0, STAGES, 0), window, PHASE, RANKS,
     )  # fmt: skip
@@ -151,5 +151,4 @@ def forward(
             for t in range(edge_tiles(exchange.chunks, view)):
                 edges, _ = load_edges(x, t, 1, item, exchange.chunks, view)
                 edges_residual, _ = load_edges(residual, t, 1, item, exchange.chunks, view)
-                values_of_y = y_of_edges(edges, edges_residual, affine, epilogue, view)
-                write_edges(y, values_of_y, t, item, exchange.chunks, view)
+                write_y_of_edges(edges, edges_residual, affine, y, epilogue, t, item, exchange.chunks, view)

@@ -6,7 +6,7 @@ import triton.language as tl
 from .affine import store_y
 from .channel import VECTORS, dealt, load_affine, load_channels, spread_affine, store_statistics
 from .chunk import load_chunk
-from .edges import load_edges, write_edges, y_of_edges
+from .edges import load_edges, write_y_of_edges
 from .records import Epilogue, Item, Strided, View
 from .rounding import invstd_of
 from .view import block_and_chunk, block_channels
@@ -28,7 +28,8 @@ def inference_kernel(
     ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
-    TILES: tl.constexpr, DEAL: tl.constexpr, EDGES: tl.constexpr, EDGE_TILES: tl.constexpr, LANES: tl.constexpr,
+    TILES: tl.constexpr, DEAL: tl.constexpr,
+    EDGES: tl.constexpr, EDGE_TILES: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
 ):  # fmt: skip
@@ -40,6 +41,7 @@ def inference_kernel(
         View(
             channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, EDGE_TILES, LANES,
+            ROOM,
         ),
         TILES, DEAL,
     )  # fmt: skip
@@ -67,4 +69,4 @@ def normalize(
         store_y(held[t], affine, y, residual, epilogue, first + t, item, view, t)
     if view.EDGES:
         edges_residual, _ = load_edges(residual, 0, view.EDGE_TILES, item, chunks, view)
-        write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), 0, item, chunks, view)
+        write_y_of_edges(edges, edges_residual, affine, y, epilogue, 0, item, chunks, view)

@@ -53,6 +53,7 @@ class View(NamedTuple):
     EDGES: Any = tl.constexpr(0)
     EDGE_TILES: Any = tl.constexpr(0)
     LANES: Any = tl.constexpr(0)
+    ROOM: Any = tl.constexpr(0)
 
 
 class Item(NamedTuple):

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .channel import VECTORS, load_affine, load_affine_map, load_statistics, spread_affine
 from .chunk import load_chunk, load_clues, tiles_and_parts
-from .edges import add_edge_gradients, dx_of_edges, gradients_of_edges, load_edges, write_edges
+from .edges import add_edge_gradients, dx_of_edges, gradients_of_edges, load_edge_clues, load_edges, write_edges
 from .exchange import everyone_merges, meet, my_items, release, wait
 from .gradient import coefficients, input_gradient, store_gradients
 from .holding import anew, in_turn, loaded, packed
@@ -40,7 +40,7 @@ def resident_backward_kernel(
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr,
-    EDGES: tl.constexpr, EDGE_TILES: tl.constexpr, LANES: tl.constexpr,
+    EDGES: tl.constexpr, EDGE_TILES: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
@@ -56,6 +56,7 @@ def resident_backward_kernel(
         View(
             channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, EDGE_TILES, LANES,
+            ROOM,
         ),
     )  # fmt: skip
 
@@ -80,7 +81,7 @@ def resident_backward(
         affine = spread_affine(mean, scale, shift, view)
         edges_dy, edge_masks = load_edges(dy, 0, view.EDGE_TILES, item, chunks, view)
         edges_x, _ = load_edges(x, 0, view.EDGE_TILES, item, chunks, view)
-        edges_residual, _ = load_edges(residual, 0, view.EDGE_TILES, item, chunks, view)
+        edge_clues = load_edge_clues(residual, epilogue, 0, view.EDGE_TILES, item, chunks, view)
         held_dy, held_x, clues, sum_dz, sum_dz_x = keep_gradients(
             dy, x, residual, dresidual, affine, epilogue, first, item, view, holding, IN_TURN
         )
@@ -95,7 +96,7 @@ def resident_backward(
                     item, view, IN_TURN, holding.TILES,
                 )  # fmt: skip
         if view.EDGES:
-            edges_dz, deviations = gradients_of_edges(edges_dy, edges_x, edges_residual, affine, epilogue, view)
+            edges_dz, deviations = gradients_of_edges(edges_dy, edges_x, edge_clues, affine, epilogue, view)
             if dresidual.base is not None:
                 write_edges(dresidual, edges_dz, 0, item, chunks, view)
             sum_dz, sum_dz_x = sum_to_edges(sum_dz, view.LANES), sum_to_edges(sum_dz_x, view.LANES)

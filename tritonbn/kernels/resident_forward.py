@@ -10,7 +10,7 @@ import triton.language as tl
 from .affine import store_y
 from .channel import VECTORS, load_affine, spread_affine, store_statistics
 from .chunk import load_chunk, tiles_and_parts, values_before_chunk
-from .edges import load_edges, write_edges, y_of_edges
+from .edges import load_edges, write_y_of_edges
 from .exchange import everyone_merges, meet, my_items, release, wait
 from .finish import finish_channels, load_running
 from .holding import anew, loaded, packed
@@ -44,7 +44,7 @@ def resident_forward_kernel(
     OUTER_RANK: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
     INNER_TILES: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, GROUP: tl.constexpr,
     HOLD: tl.constexpr, TILES: tl.constexpr, AT_ONCE: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr,
-    EDGES: tl.constexpr, EDGE_TILES: tl.constexpr, LANES: tl.constexpr,
+    EDGES: tl.constexpr, EDGE_TILES: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK_C: tl.constexpr, MASK_O: tl.constexpr, MASK_I: tl.constexpr,
@@ -60,6 +60,7 @@ def resident_forward_kernel(
         View(
             channels, outer, outer_1, outer_2, inner, ACCUMULATOR, INDEX, OUTER_RANK, CHANNELS_LAST, ALIGN,
             BLOCK_C, BLOCK_O, BLOCK_I, MASK_C, MASK_O, MASK_I, INNER_TILES, FOLD, RUN, EDGES, EDGE_TILES, LANES,
+            ROOM,
         ),
     )  # fmt: skip
 
@@ -92,7 +93,7 @@ def resident_forward(x, y, residual, weight, bias, statistics, eps, running, epi
         if view.EDGES:
             item = Item(block, anew(item.chunk, holding.HOLD), c)
             edges_residual, _ = load_edges(residual, 0, view.EDGE_TILES, item, chunks, view)
-            write_edges(y, y_of_edges(edges, edges_residual, affine, epilogue, view), 0, item, chunks, view)
+            write_y_of_edges(edges, edges_residual, affine, y, epilogue, 0, item, chunks, view)
         write_y(held, affine, y, residual, epilogue, first, item, view, holding)
 
 

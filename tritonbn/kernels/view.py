@@ -174,12 +174,17 @@ def locate_bytes(tile, item, view, GROUP: tl.constexpr):
         mask = (c < channel_bytes) & (o < view.outer) & (i < view.inner)
         offsets = (o * view.inner + i) * channel_bytes + c
     else:
-        row_bytes = tl.cdiv(view.inner, GROUP)
         c = item.c[:, None, None]
         o, i = tile_indices(tile, view, view.BLOCK_I // GROUP)
-        mask = (c < view.channels) & (o < view.outer) & (i < row_bytes)
-        offsets = (c * view.outer + o) * row_bytes + i
+        mask = (c < view.channels) & (o < view.outer) & (i < tl.cdiv(view.inner, GROUP))
+        offsets = (c * view.outer + o) * bytes_of_plane(view, GROUP) + i
     return offsets, mask
+
+
+@triton.jit
+def bytes_of_plane(view, GROUP: tl.constexpr):
+    """How many bytes the bits of a plane take: of its interior, and behind these of its edges."""
+    return tl.cdiv(view.inner, GROUP) + view.ROOM // GROUP
 
 
 @triton.jit

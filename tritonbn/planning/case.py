@@ -77,7 +77,7 @@ class Case(Plans):
 
     def form(self, *strides: Strides) -> tuple[Any, ...]:
         """What forward and backward pass have to agree on for an element's sign to be found again."""
-        return form(self.shape, self.axis, self.dtype.itemsize, self.x, *strides, self.like)
+        return form(self.shape, self.axis, self.dtype.itemsize, self.activation in SIGNED, self.x, *strides, self.like)
 
     def beside(self, x: Tensor, residual: Tensor | None, other: Strides) -> Tensor | None:
         """The residual itself, unless walking it too would change how x is cut into rows, or is not possible."""
@@ -89,7 +89,7 @@ class Case(Plans):
 
 
 @lru_cache(maxsize=4096)
-def form(shape: torch.Size, axis: int, itemsize: int, *strides: Strides) -> tuple[Any, ...]:
-    """How rows of the fast axis lie, whatever the strides between them."""
+def form(shape: torch.Size, axis: int, itemsize: int, signs: bool, *strides: Strides) -> tuple[Any, ...]:
+    """How rows of the fast axis lie, whatever the strides between them; if bits of them are kept, how these do."""
     geometry = describe(shape, axis, *strides)
-    return geometry.channels_last, geometry.inner, geometry.fold(itemsize)
+    return geometry.channels_last, geometry.inner, geometry.fold(itemsize), geometry.edges(itemsize) if signs else None

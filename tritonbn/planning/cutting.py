@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 
 from .. import devices
-from ..configs import UNMERGED, Config, Merging, Work, edge_lanes, merging, sign_group, together
+from ..configs import UNMERGED, Config, Merging, Work, edge_lanes, edge_room, edge_tiles, merging, sign_group, together
 from ..devices import Device
 from ..geometry import Fold, Geometry
 from ..kernels import resident_backward_kernel, resident_forward_kernel
@@ -37,9 +37,11 @@ def cut_keywords(work: Work, config: Config, case: Case, whole: bool = False) ->
             keywords["MASK_C"] = False
     if edges := work.read_by(config).edges:
         keywords["ALIGN"] = edges.alignment
-    keywords["EDGES"], keywords["LANES"] = config.edges, edge_lanes(work, config) if config.edges else 1
+    keywords |= {"EDGES": config.edges, "LANES": 1, "ROOM": 0}
+    if config.edges:
+        keywords |= {"LANES": edge_lanes(work, config), "ROOM": edge_room(work, config)}
     if whole:
-        keywords["TILES"], keywords["EDGE_TILES"] = held, config.edge_tiles(geometry, keywords["LANES"])
+        keywords |= {"TILES": held, "EDGE_TILES": edge_tiles(work, config) if config.edges else 0}
     if config.registers and not devices.INTERPRETED:
         keywords |= register_cap(config.registers, case.device)
     if config.at_once and not devices.INTERPRETED:
@@ -115,8 +117,8 @@ def sign_bytes(work: Work, config: Config) -> int:
     if fold := work.fold:  # a pass that reads plain tiles leaves room for one that does not
         blocks = 1 if geometry.channels_last else config.channel_blocks(geometry)
         return blocks * -(-geometry.values // fold.lanes) * -(-fold.run // bits)
-    fast = geometry.channels if geometry.channels_last else geometry.inner
-    return geometry.channels * geometry.values // fast * -(-fast // bits)
+    fast, edges = geometry.channels if geometry.channels_last else config.inner(geometry), config.edges
+    return geometry.channels * geometry.values // (fast + edges) * (-(-fast // bits) + -(-edges // bits))
 
 
 def hold(work: Work, config: Config, case: Case) -> str | None:
