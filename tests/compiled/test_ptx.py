@@ -104,6 +104,11 @@ def field(a, position, length, sign):
     )
 
 
+def placed(a, b, position, length, bit):
+    """A bit of what bfi makes: of a, if it is one of so many from a position on, else of b."""
+    return a >> bit - position & 1 if position <= bit < position + length else b >> bit & 1
+
+
 EXACT = {
     "add.s32 %r9, %r1, %r2;": lambda a, b, c: (a + b) % 2**32,
     "sub.s32 %r9, %r1, 7;": lambda a, b, c: (a - 7) % 2**32,
@@ -132,6 +137,9 @@ EXACT = {
     "bfe.u32 %r9, %r1, %r3, %r2;": lambda a, b, c: field(a, c, b, False),
     "bfe.s32 %r9, %r1, %r3, %r2;": lambda a, b, c: field(a, c, b, True),
     "bfe.s32 %r9, %r1, 28, %r3;": lambda a, b, c: field(a, 28, c, True),
+    "bfi.b32 %r9, %r1, %r2, 24, 8;": lambda a, b, c: (a & 255) << 24 | b & 0xFFFFFF,
+    "bfi.b32 %r9, %r1, %r2, %r3, 7;": lambda a, b, c: sum(placed(a, b, c, 7, bit) << bit for bit in range(32)),
+    "bfi.b32 %r9, %r1, %r2, 3, %r3;": lambda a, b, c: sum(placed(a, b, 3, c, bit) << bit for bit in range(32)),
     "prmt.b32 %r9, %r1, %r2, 0x3340U;": lambda a, b, c: bytes_of(a, b, 0x3340),
     "shf.l.wrap.b32 %r9, %r1, %r2, %r3;": lambda a, b, c: ((b << 32 | a) << c % 32 >> 32) % 2**32,
     "prmt.b32 %r9, %r1, %r2, %r2;": lambda a, b, c: bytes_of(a, b, b & 0xFFFF),

@@ -135,6 +135,12 @@ def bit_field(a: Array, position: Array, length: Array) -> Array:
     return shifted_right(shifted_left(shifted_right(a, position & 255), rest), rest)
 
 
+def inserted(a: Array, b: Array, position: Array, length: Array) -> Array:
+    """b with so many of a's lowest bits from a position on; both counts are of 8 bits."""
+    mask = shifted_left(~shifted_left(~np.zeros_like(a), length & 255), position & 255)
+    return (b & ~mask) | (shifted_left(a, position & 255) & mask)
+
+
 def funnelled(low: Array, high: Array, by: Array) -> Array:
     """The upper half of two registers in a row, shifted left by as many bits as the last five of a number say."""
     both = np.asarray(high).astype(np.uint64) << 32 | low
@@ -220,6 +226,9 @@ TERNARY: dict[str, Callable[[Array, Array, Array], Array]] = {
     "shf": funnelled,
 }
 """Operations on three operands."""
+
+QUATERNARY: dict[str, Callable[[Array, Array, Array, Array], Array]] = {"bfi": inserted}
+"""Operations on four operands."""
 
 COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {
     "eq": np.equal,

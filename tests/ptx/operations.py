@@ -13,6 +13,7 @@ from .arithmetic import (
     BINARY,
     COMPARISONS,
     NUMBERS,
+    QUATERNARY,
     TERNARY,
     UNARY,
     converted,
@@ -154,14 +155,14 @@ def compute(operands: Operands, name: str, modes: list[str], kinds: list[str]) -
     kind, to, inputs = kinds[-1], kinds[0], len(operands.texts) - 1
     if name == "mov" and "{" in operands.texts[0] + operands.texts[1]:
         return unpack_or_pack(operands, kind)
-    function = {1: UNARY, 2: BINARY, 3: TERNARY}[inputs][name]
+    function = {1: UNARY, 2: BINARY, 3: TERNARY, 4: QUATERNARY}[inputs][name]
     types = [kind] * inputs
     if len(kinds) == 2:  # the first operands of the narrow type, the last of the wide one
         types[-1] = to
     if name in ("shl", "shr"):
         types[1] = "b32"
-    elif name == "bfe":
-        types[1:] = ["b32", "b32"]
+    elif name in ("bfe", "bfi"):
+        types[-2:] = ["b32", "b32"]
     elif "wide" in modes or "hi" in modes:
         product = wide_product if "wide" in modes else high_half
         to = kind[0] + str(2 * width(kind)) if "wide" in modes else kind
@@ -399,7 +400,7 @@ MAKERS: dict[str, Callable[..., Operation]] = {
 MODES = {
     name: {*modes.split()}
     for names, modes in {
-        "mov not and or xor shl shr rem bfe prmt selp": "",
+        "mov not and or xor shl shr rem bfe bfi prmt selp": "",
         "bra ret exit": "uni",
         "shf": "l wrap",
         "bar": "sync warp",
