@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interleaving import side_by_side
-from support import DEVICE, DTYPES, compare, random
+from support import DEVICE, compare, random
 from test_epilogue import ACTIVATIONS, check
 from test_strategies import pair, trained, vectors
 
@@ -35,13 +35,13 @@ def on_meta(*shape):
     [
         (on_meta(2, 8, 11, 11), 2, (9, 8)),
         (on_meta(2, 8, 11, 11), 4, (5, 4)),
-        (on_meta(2, 8, 11, 11), 8, (1, 2)),
+        (on_meta(2, 8, 11, 11), 8, None),
         (on_meta(2, 12, 11, 11), 2, (9, 8)),
         (on_meta(2, 6, 11, 11), 2, (9, 8)),
         (on_meta(3, 5, 11, 11), 4, (5, 4)),
         (on_meta(1, 3, 11, 11), 2, (9, 8)),
         (on_meta(2, 8, 9, 14), 2, (14, 8)),
-        (on_meta(2, 8, 10, 10), 2, (12, 8)),
+        (on_meta(2, 8, 10, 10), 2, None),
         (on_meta(2, 8, 12, 12), 2, None),
         (on_meta(2, 8, 7, 7), 2, None),
         (on_meta(2, 8, 17, 16, 16)[:, :, 1:], 2, None),
@@ -148,13 +148,13 @@ def test_every_pass_finds_bits_at_the_same_places(mode):
     assert reading.fold
 
 
-@pytest.mark.parametrize(("side", "dtype"), [(11, torch.bfloat16), (13, torch.float32), (15, torch.float64)])
+@pytest.mark.parametrize(("side", "dtype"), [(11, torch.bfloat16), (13, torch.float32)])
 def test_bits_take_no_more_than_those_of_whole_planes(runs, side, dtype):
     x = random((3, 7, side, side), dtype).requires_grad_()
     y = tritonbn.batch_norm(x, None, None, training=True, residual=x.detach(), activation="relu")
     assert runs[-1].edges
     kept = sum(t.numel() for t in y.grad_fn.saved_tensors if t is not None and t.dtype == torch.uint8)
-    assert kept == 3 * 7 * -(-side * side // (8 if dtype.itemsize < 8 else 4))
+    assert kept == 3 * 7 * -(-side * side // 8)
 
 
 def test_timings_are_of_planes_with_the_same_edges():
@@ -316,7 +316,7 @@ SIGNED = {
 
 
 @pytest.mark.parametrize("way", [("resident", "resident"), ("split", "resident"), ("resident", "dataflow")], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("shape", "sizes", "tiles"), SIGNED.values(), ids=SIGNED)
 def test_bits_of_edges(cut, monkeypatch, shape, sizes, tiles, dtype, way):
     """Written by a pass and read by another, which cuts the planes otherwise."""

@@ -130,7 +130,7 @@ class Work:
 
     @cached_property
     def fold(self) -> Fold | None:
-        """The runs that may be read."""
+        """The first of the runs that may be read: as which signs lie."""
         return next((reading.fold for reading in self.readings if reading.fold), None)
 
     def read_by(self, config: Config) -> Reading:

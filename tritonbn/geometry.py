@@ -135,14 +135,14 @@ class Geometry:
         return whole
 
     def edges(self, itemsize: int) -> Edges | None:
-        """How to read planes by wider accesses than all of them allow, if each begins alike in all tensors.
+        """How to read planes by wide accesses of which not all allow any, if each begins alike in all tensors.
 
-        Its first element lies equally far from where such accesses can begin. None if they do not, or gain nothing.
+        Its first element lies equally far from where such accesses can begin. None if they do not, or gain little.
         """
         first, *others = self.strides
         apart = (step - firsts for strides in others for step, firsts in zip(strides[:4], first, strict=False))
         alignment = math.gcd(FULL_ACCESS // itemsize, *apart)
-        if alignment <= self.alignment or alignment * itemsize < WIDE_ACCESS:
+        if self.alignment * itemsize >= WIDE_ACCESS or alignment * itemsize < WIDE_ACCESS:
             return None
         dense = all(strides[4] == 1 for strides in self.strides)
         interior = (self.inner - alignment + 1) // alignment * alignment
