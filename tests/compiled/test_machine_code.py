@@ -258,7 +258,9 @@ def test_planes_of_49_are_never_read_two_bytes_at_a_time(architecture, channels)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])
-@pytest.mark.parametrize("shape", thorough([(1, 3, 425, 425), (9, 4, 121, 121), (100001, 6)], (1, 3, 425, 425)), ids=str)
+@pytest.mark.parametrize(
+    "shape", thorough([(1, 3, 425, 425), (9, 4, 121, 121), (100001, 6)], (1, 3, 425, 425)), ids=str
+)
 def test_pixels_that_end_within_an_access_are_read_widely_before(architecture, shape):
     """Whole tiles that is, of which every kernel knows; the last tile by narrow accesses, in a branch."""
     memory_format = LAST if len(shape) == 4 else FIRST
