@@ -140,7 +140,7 @@ class Geometry:
         Its first element lies equally far from where such accesses can begin. None if they do not, or gain little.
         """
         first, *others = self.strides
-        apart = (step - firsts for strides in others for step, firsts in zip(strides[:4], first, strict=False))
+        apart = (step - firsts for strides in others for step, firsts in zip(strides[:4], first[:4], strict=True))
         alignment = math.gcd(FULL_ACCESS // itemsize, *apart)
         if self.alignment * itemsize >= WIDE_ACCESS or alignment * itemsize < WIDE_ACCESS:
             return None
