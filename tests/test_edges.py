@@ -67,7 +67,7 @@ def test_all_tensors_have_the_same_edges(channels, step, expected):
     assert geometry_of(x, dy).edges(2) == geometry_of(dy, x).edges(2) == expected
 
 
-def test_all_steps_between_planes_are_alike():
+def test_planes_that_begin_unlike_in_two_tensors_have_none():
     x, dy = on_meta(2, 3, 11, 11), on_meta(2, 4, 11, 11)[:, :3]
     assert geometry_of(x, dy).edges(2) is None, "121 elements more from image to image"
 
