@@ -267,7 +267,7 @@ def compare_samples(
 
 
 def fitted(config: Config, geometry: Geometry, itemsize: int) -> Config:
-    """The config with whole runs where the geometry folds them, of so many channels if it has lanes; or with its edges.
+    """The config with whole runs where the geometry folds them, the likest if it has lanes; or with its edges.
 
     No row is shorter than a byte of signs.
     """
@@ -276,8 +276,8 @@ def fitted(config: Config, geometry: Geometry, itemsize: int) -> Config:
         return replace(config, edges=edges.each, block_i=max(config.block_i, edges.alignment))
     fold = geometry.fold(itemsize)
     if config.lanes:
-        folds = {power_of_two(fold.channels): fold for fold in geometry.folds(itemsize, signs=False) if fold}
-        fold = folds.get(config.block_c) or next(iter(folds.values()))
+        folds = (fold for fold in geometry.folds(itemsize, signs=False) if fold)
+        fold = min(folds, key=lambda f: (power_of_two(f.channels) != config.block_c, f.lanes != config.lanes))
     if fold:
         return replace(config, block_c=power_of_two(fold.channels), block_i=power_of_two(fold.run), lanes=fold.lanes)
     group = sign_group(geometry, itemsize)

@@ -1,5 +1,7 @@
 """activation(batch_norm(x) + residual), forward and backward, against torch in float64; and what is kept in between."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -142,6 +144,23 @@ def test_signs_do_not_depend_on_whether_pixels_are_folded(cut, runs, strategy, l
         cut(8, 1, 16, 1, strategy=strategy, lanes=second, window=1)
         gradients.append(torch.autograd.grad(y, leaf, dy)[0])
     assert [bool(config.lanes) for config in runs] == [*map(bool, lanes), False, False]
+    torch.testing.assert_close(*gradients, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("lanes", [*itertools.permutations((0, 7, 3), 2)], ids=str)
+def test_signs_do_not_depend_on_the_length_of_runs(cut, runs, lanes):
+    """72 channels, whose pixels may be read one by one, or in runs of 7 or of 3: the last one lacks some of them."""
+    x, residual, dy = (
+        random((2, 72, 5, 4), torch.float16, seed).contiguous(memory_format=torch.channels_last) for seed in (0, 9, 1)
+    )
+    gradients = []
+    for first, second in (lanes, (0, 0)):
+        cut(16, 1, 16, 1, strategy="split", lanes=first)
+        leaf = x.clone().requires_grad_()
+        y = tritonbn.batch_norm(leaf, None, None, training=True, residual=residual, activation="relu")
+        cut(16, 1, 16, 1, strategy="split", lanes=second)
+        gradients.append(torch.autograd.grad(y, leaf, dy)[0])
+    assert [config.lanes for config in runs] == [*lanes, 0, 0]
     torch.testing.assert_close(*gradients, rtol=2e-3, atol=1e-5)
 
 

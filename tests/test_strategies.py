@@ -191,6 +191,19 @@ def test_pixels_that_may_be_folded_or_not(cut, runs, channels, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("channels", thorough([33, 72, 100], 33))
+def test_pixels_folded_into_runs_of_two_lengths(cut, runs, channels, way):
+    """189 pixels: the last run lacks some."""
+    x, dy = pair((3, channels, 9, 7), LAST, torch.float16)
+    _, longer, shorter = (fold.lanes if fold else 0 for fold in describe(x.shape, 1, x.stride()).folds(2, signs=False))
+    for lanes in (longer, shorter):
+        cut(16, 1, 16, **WAYS[way] | {"tiles_per_chunk": 2}, lanes=lanes, window=2)
+        with side_by_side(0, SLOTS):
+            compare(x, dy=dy, **vectors(channels))
+    assert [config.lanes for config in runs] == [longer, longer, shorter, shorter]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("shape", "folded"), [((5, 12, 7, 7), (8, 4, 2)), ((4, 6, 3, 3), (8, 4, 2))], ids=str)
 def test_planes_folded_by_so_many_channels(cut, runs, shape, folded, way):
     x, dy = pair(shape, FIRST, torch.float16)

@@ -33,6 +33,9 @@ SHORTEST_RUN = 256
 LONGEST_RUN = 2048
 """Elements of a run that is folded."""
 
+FILLED, NEARLY_FILLED = 0.9, 0.75
+"""Which share of its lanes a run of pixels uses, and one with fewer lanes."""
+
 MAY_BE_NARROW = 2**19
 """Elements of a tensor up to which narrow accesses of many programs may take less time than wide ones of a few."""
 
@@ -105,14 +108,15 @@ class Geometry:
         """
         fold = self.fold(itemsize)
         if not fold:
-            may = self.may_fold(itemsize, signs) and self.pixel_fold(FULL_ACCESS // itemsize)
-            return (None, may) if may else (None,)
+            may = self.may_fold(itemsize, signs)
+            return (None, *self.pixel_folds(FULL_ACCESS // itemsize)) if may else (None,)
         if signs:
             return (fold,)
         plain = (None,) if self.values * self.channels <= MAY_BE_NARROW else ()
-        others = () if self.channels_last else self.plane_folds()
-        narrower = (other for other in others if other.channels < fold.channels and other.alignment > self.alignment)
-        return (*plain, fold, *narrower)
+        if self.channels_last:
+            return (*plain, *self.pixel_folds(FULL_ACCESS // itemsize))
+        narrower = (other for other in self.plane_folds() if other.channels < fold.channels)
+        return (*plain, fold, *(other for other in narrower if other.alignment > self.alignment))
 
     def may_fold(self, itemsize: int, signs: bool = True) -> bool:
         """Whether pixels may be read as runs or not: signs lie alike if no two pixels share a byte of them."""
@@ -129,7 +133,7 @@ class Geometry:
         is_wide = self.alignment * itemsize >= (FULL_ACCESS if is_tiny else WIDE_ACCESS)
         if is_wide and not shares:
             return None
-        whole = self.pixel_fold(FULL_ACCESS // itemsize) if self.channels_last else next(self.plane_folds(), None)
+        whole = next(self.pixel_folds(FULL_ACCESS // itemsize) if self.channels_last else self.plane_folds(), None)
         if whole is None or whole.alignment < self.alignment or (whole.alignment == self.alignment and not shares):
             return None
         return whole
@@ -155,17 +159,22 @@ class Geometry:
         several = self.channels & (self.channels - 1) != 0 and self.channels * itemsize <= most
         return self.channels_last and several and self.channels * itemsize % SECTOR != 0
 
-    def pixel_fold(self, access: int) -> Fold | None:
-        """Channels-last and dense: a run is as many whole pixels, in accesses of full width, as fill a power of two."""
+    def pixel_folds(self, access: int) -> Iterator[Fold]:
+        """Channels-last and dense: a run is as many whole pixels, in accesses of full width, as fill a power of two.
+
+        Or fewer, for tiles of fewer elements, which may fill theirs a little worse.
+        """
         dense = all(strides[3:] == (1, self.channels) for strides in self.strides)
         if not dense or self.outer_size > 1 or self.channels > LONGEST_RUN // 8:
-            return None
+            return
         pixels = access // math.gcd(access, self.channels)
         runs = [length // (self.channels * pixels) * pixels for length in (SHORTEST_RUN, 512, 1024, LONGEST_RUN)]
-        fullest = max(runs, key=lambda lanes: used_lanes(lanes * self.channels))
-        lanes = next((n for n in runs if used_lanes(n * self.channels) >= 0.9), fullest)
-        alignment = math.gcd(WIDEST_ALIGNMENT, lanes * self.channels)
-        return Fold(lanes, self.channels, alignment, math.gcd(alignment, self.values * self.channels))
+        used = {lanes: used_lanes(lanes * self.channels) for lanes in runs}
+        first = next((lanes for lanes in runs if used[lanes] >= FILLED), max(runs, key=used.__getitem__))
+        shorter = [lanes for lanes in runs if lanes < first and used[lanes] >= NEARLY_FILLED]
+        for lanes in (first, *shorter[-1:]):
+            alignment = math.gcd(WIDEST_ALIGNMENT, lanes * self.channels)
+            yield Fold(lanes, self.channels, alignment, math.gcd(alignment, self.values * self.channels))
 
     def plane_folds(self) -> Iterator[Fold]:
         """Channels-first with dense planes: a run is the planes of 8 channels, or of more where they are tiny.
