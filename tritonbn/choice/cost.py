@@ -341,8 +341,8 @@ def tile_bytes(work: Work, config: Config) -> float:
     row = sizes[0] if geometry.channels_last else sizes[2]
     whole = geometry.channels if geometry.channels_last else config.inner(geometry)
     row_bytes = row * itemsize
-    if row < whole:  # it begins and ends within a sector if rows are no sectors
-        row_bytes += SHORT_ROW + SECTOR - math.gcd(SECTOR, whole * itemsize, row_bytes)
+    if row < whole:  # it begins and ends within a sector if rows are no sectors: the L2 has what others moved of it
+        row_bytes += SHORT_ROW + (SECTOR - math.gcd(SECTOR, whole * itemsize, row_bytes)) / L2_SPEED
     return math.prod(sizes) // row * row_bytes
 
 
