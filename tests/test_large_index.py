@@ -12,7 +12,8 @@ from triton.runtime.interpreter import interpreter_builder
 
 import tritonbn
 from tritonbn.kernels.chunk import values_before_chunk
-from tritonbn.kernels.records import Holding, View
+from tritonbn.kernels.partials import rows_of
+from tritonbn.kernels.records import Exchange, Holding, View
 from tritonbn.launching import launch
 
 pytestmark = pytest.mark.skipif(not launch.INTERPRETED, reason="spans the CPU's address space, not a GPU's memory")
@@ -100,3 +101,28 @@ def test_a_last_chunk_that_ends_behind_2_to_the_31():
     values = torch.zeros(2, dtype=torch.int64)
     values_kernel[(1,)](values, chunks, inner, tiles, block)
     assert values.tolist() == [(chunks - 1) * tiles * block, inner]
+
+
+@triton.jit
+def rows_kernel(distance, partials, block, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
+    """How many bytes of partials, of three quantities, lie before those of a block."""
+    store_distance(
+        distance,
+        block,
+        Exchange(partials, None, 1, 1, BLOCK_K, BLOCK_K, 1),
+        View(1, 1, 1, 1, 1, tl.float32, tl.int32, 1, False, 1, BLOCK_C, 1, 1, False, 0, 0, INNER_TILES=0),
+    )
+
+
+@triton.jit
+def store_distance(distance, block, exchange, view):
+    rows = rows_of(block, 3, exchange, view)
+    tl.store(distance, rows.to(tl.int64) - exchange.partials.to(tl.int64))
+
+
+def test_partials_of_tiny_chunks_are_more_than_int32_counts():
+    """Of a tensor whose own offsets it does count."""
+    blocks, chunks, channels = 2**17, 2**10, 8
+    distance, partials = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    rows_kernel[(1,)](distance, partials, blocks, chunks, channels)
+    assert distance.item() == blocks * 3 * chunks * channels * partials.element_size() > 4 * 2**31

@@ -30,7 +30,7 @@ numbers_of.__triton_builtin__ = True
 @triton.jit
 def rows_of(block, n: tl.constexpr, exchange, view):
     """Where the rows of a block begin; of the block behind the last, where all end, what ranks.py sends."""
-    return exchange.partials + tl.cast(block, view.INDEX) * (n * numbers_of(exchange, view))
+    return exchange.partials + tl.cast(block, tl.int64) * (n * numbers_of(exchange, view))
 
 
 @triton.jit
