@@ -66,7 +66,7 @@ L2_SPEED = 2
 L2_SHARE = 0.5
 """The part of the L2 that what was read is still found in: in simulation a dataflow of rows finds all or nothing."""
 
-FOUND_AGAIN = 0.7
+FOUND_AGAIN = 0.5
 """Of what was read last, and would find room in the L2, the part that is there when it is read again."""
 
 LINE = 128
@@ -89,7 +89,7 @@ HELD_INSTRUCTIONS = {
 }
 """For each element that a resident program holds, packed or converted: those that loading does not hide."""
 
-PROGRAM_INSTRUCTIONS = {"planes": 180, "edges": 235, "runs": 500, "rows": 600}
+PROGRAM_INSTRUCTIONS = {"planes": 180, "edges": 235, "runs": 400, "rows": 600}
 """What each of its threads does beside: finding its tiles, and sums over the lanes of a warp."""
 
 INSTRUCTIONS = {
