@@ -107,7 +107,7 @@ INSTRUCTIONS = {
 ACCESS_INSTRUCTIONS = 6
 """For each access to one tensor."""
 
-EDGE_INSTRUCTIONS = 10
+EDGE_INSTRUCTIONS = 15
 """For each element at the edges of planes that is read apart, beside these: finding it."""
 
 COPYING = 2
@@ -342,7 +342,9 @@ def tile_bytes(work: Work, config: Config) -> float:
     whole = geometry.channels if geometry.channels_last else config.inner(geometry)
     row_bytes = row * itemsize
     if row < whole:  # it begins and ends within a sector if rows are no sectors: the L2 has what others moved of it
-        row_bytes += SHORT_ROW + (SECTOR - math.gcd(SECTOR, whole * itemsize, row_bytes)) / L2_SPEED
+        edges = work.read_by(config).edges if config.edges else None
+        begins = edges.alignment if edges else whole
+        row_bytes += SHORT_ROW + (SECTOR - math.gcd(SECTOR, begins * itemsize, row_bytes)) / L2_SPEED
     return math.prod(sizes) // row * row_bytes
 
 
