@@ -167,11 +167,18 @@ def test_timings_are_of_planes_with_the_same_edges():
 @pytest.mark.parametrize("gpu", ["H100", "A100", "MI300X", "L4"])
 @pytest.mark.parametrize("shape", [(32, 768, 17, 17), (32, 192, 35, 35), (32, 64, 149, 149), (32, 99, 81, 81)])
 def test_they_are_read_apart_where_people_have_them(shape, gpu, mode):
-    chosen = space.choose(work_on(shape, mode), devices.named(gpu), counters.SHARE)
-    if (gpu, mode, shape[-1]) == ("MI300X", "backward", 149):  # more chunks than may wait on one of its dies
-        assert chosen.strategy == "dataflow"
-    else:
-        assert chosen.edges
+    assert space.choose(work_on(shape, mode), devices.named(gpu), counters.SHARE).edges
+
+
+@pytest.mark.parametrize("mode", [mode for mode in configs.READ if not mode.startswith("sample")])
+@pytest.mark.parametrize(
+    ("shape", "ways"),
+    [((32, 13, 35, 35), {"apart", "plain"}), ((64, 13, 35, 35), {"apart"}), ((1, 1, 999, 999), {"apart", "plain"})],
+)
+def test_narrow_accesses_throughout_are_for_small_tensors(shape, ways, mode):
+    """Of 2^19 elements at most; those of one plane are wide."""
+    found = space.space(work_on(shape, mode), devices.named("MI300X"), counters.SHARE)
+    assert {"apart" if config.edges else "plain" for config in found} == ways
 
 
 CUTS = {

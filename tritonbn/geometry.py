@@ -101,6 +101,11 @@ class Geometry:
         """How many runs of `inner` a channel has."""
         return math.prod(self.outer)
 
+    @property
+    def is_one_plane(self) -> bool:
+        """Whether all elements are one run of `inner`, which nothing precedes."""
+        return self.channels * self.outer_size == 1
+
     def folds(self, itemsize: int, signs: bool) -> tuple[Fold | None, ...]:
         """The ways to read the tensors, None for plain tiles, which come first: the config's choice if several.
 

@@ -386,8 +386,7 @@ def edges_held(work: Work, config: Config) -> int:
 
 def accesses(work: Work, config: Config) -> int:
     """Elements that one access moves: all of a resident chunk but its last tile lies well if nothing precedes it."""
-    whole = config.strategy == "resident" and work.geometry.channels * work.geometry.outer_size == 1
-    alone = whole and work.geometry.strides[0][4] == 1
+    alone = config.strategy == "resident" and work.geometry.is_one_plane and work.geometry.strides[0][4] == 1
     return FULL_ACCESS // work.itemsize if alone else work.read_by(config).accesses
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..configs import UNMERGED, Config, Mode, Reading, Strategy, Work
 from ..devices import Device
-from ..geometry import FULL_ACCESS, LARGEST_TILE, SECTOR, Geometry, power_of_two
+from ..geometry import FULL_ACCESS, LARGEST_TILE, MAY_BE_NARROW, SECTOR, Geometry, power_of_two
 from ..launching.counters import FRACTION
 from .cost import modelled_time, pipelines, places
 from .registers import MOST_REGISTERS, fewest_rereads, most_registers, registers_needed
@@ -96,7 +96,7 @@ def choose(work: Work, device: Device, share: int) -> Config:
 def space(work: Work, device: Device, share: int) -> Iterator[Config]:
     """Every config worth considering that may run."""
     found = SPACES[work.mode]
-    for reading in work.readings:
+    for reading in worth_reading(work):
         cuts = list(tiles(work, reading))
         if "resident" in found.strategies:
             for config in resident(work, device, found, cuts):
@@ -107,6 +107,15 @@ def space(work: Work, device: Device, share: int) -> Iterator[Config]:
         for config in with_warps(cuts, device, STREAMED):
             for cut in streamed(work, config, found):
                 yield from valid(work, cut, device, share)
+
+
+def worth_reading(work: Work) -> tuple[Reading, ...]:
+    """The ways to read the tensors, of large ones whose planes have edges without the one that is narrow throughout."""
+    geometry = work.geometry
+    is_small = geometry.values * geometry.channels <= MAY_BE_NARROW
+    if is_small or geometry.is_one_plane or not work.readings[-1].edges:
+        return work.readings
+    return tuple(reading for reading in work.readings if reading.edges or reading.fold)
 
 
 def with_warps(cuts: list[Config], device: Device, per_thread: tuple[int, ...]) -> Iterator[Config]:
