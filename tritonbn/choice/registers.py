@@ -109,7 +109,8 @@ COMPILERS = {
         ("rereads", "backward", "runs"): (1.75, 1.0),
     },
 }
-COMPILERS |= dict.fromkeys(("sm_86", "sm_89", "sm_100", "sm_120"), COMPILERS["sm_80"])
+COMPILERS |= dict.fromkeys(("sm_86", "sm_89", "sm_120"), COMPILERS["sm_80"])
+COMPILERS["sm_100"] = COMPILERS["sm_80"] | {("backward", "edges"): (1.0, 1.0)}
 """How much of what tiles need elsewhere they need on these, packed on CUDA's: beside elements, and for each."""
 
 AMD = {"forward": 1.25, "backward": 1.15}
