@@ -139,7 +139,9 @@ def broadcast_unless_alike(lhs: Any, rhs: Any) -> tuple[Any, Any]:
 
 
 def install() -> None:
-    """For all launches of this process."""
+    """For all launches of this process; before Triton 3.6, whose interpreter is another, they stay as they are."""
+    if not hasattr(interpreter, "_LangPatchScope"):
+        return
     interpreter.GridExecutor.__call__ = launch
     interpreter.InterpretedFunction.__call__ = call
     interpreter._patch_lang = patch

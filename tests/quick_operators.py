@@ -53,6 +53,7 @@ def quicken(set_operator: Callable[[str, Operator], None]) -> None:
         set_operator(f"__{name}__", comparison(compare, getattr(tensor, f"__{name}__")))
     set_operator("__add__", pointed(tensor.__add__))
     set_operator("__getitem__", indexed(tensor.__getitem__))
+    set_operator("__index__", lambda self: self.handle.data.item())  # Triton's, before 3.7, fails with numpy 2.4
 
 
 def arithmetic(name: str, operate: Any, exactly: Any, swapped: bool, otherwise: Operator) -> Operator:
