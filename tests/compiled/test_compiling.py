@@ -1,6 +1,7 @@
 """Compiling for GPUs by their names, and in other processes; what the machine code says."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -10,13 +11,29 @@ import triton.language as tl
 import tritonbn
 from tritonbn import devices, kernels, targets
 from tritonbn.compiling import processes
-from tritonbn.kernels.source import SOURCE
+from tritonbn.kernels import view
+from tritonbn.launching import launch
 
 
 def forward(channels):
     """What a job runs."""
     x = torch.empty((8, channels, 4, 4), dtype=torch.float16, device="meta")
     tritonbn.batch_norm(x, None, None, training=True)
+
+
+def keys(monkeypatch, names):
+    """What Triton knows kernels by that are compiled in this order, where nothing was compiled before."""
+    for module in [module for name, module in sys.modules.items() if name.startswith(kernels.__name__)]:
+        for function in vars(module).values():
+            if isinstance(function, triton.JITFunction):
+                monkeypatch.setattr(function, "hash", None)
+                monkeypatch.setattr(function, "used_global_vals", {})
+    launch.settle_keys.cache_clear()
+    found = []
+    for name in names:
+        launch.settle_keys()
+        found.append(getattr(kernels, name).cache_key)
+    return found
 
 
 def fail(how):
@@ -104,11 +121,16 @@ def test_asynchronous_copies_are_loads(stages):
     assert launches[0].resources.loads.keys() == launches[0].resources.stores.keys() == {16}
 
 
-def test_functions_that_only_the_compiler_calls_are_in_the_key_of_a_kernel():
+def test_functions_that_only_the_compiler_calls_are_in_the_key_of_a_kernel(monkeypatch):
     """Through the text of all kernels, which Triton takes for a constant of theirs; sample-wise ones have none such."""
-    for name in kernels.__all__:
-        if name.startswith("sample_"):
-            continue
-        kernel = getattr(kernels, name)
-        assert kernel.cache_key
-        assert SOURCE in [value for value, _ in kernel.used_global_vals.values()], name
+    names = [name for name in kernels.__all__ if not name.startswith("sample_")]
+    before = keys(monkeypatch, names)
+    other = tl.constexpr("of another version")
+    monkeypatch.setattr(view, "SOURCE", other)
+    monkeypatch.setattr(launch, "SOURCE", other)
+    assert not set(before) & set(keys(monkeypatch, names))
+
+
+def test_a_kernels_key_is_the_same_whichever_was_asked_for_first(monkeypatch):
+    names = list(kernels.__all__)
+    assert keys(monkeypatch, names) == keys(monkeypatch, names[::-1])[::-1]

@@ -6,7 +6,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
@@ -14,9 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import kernels
 from ..devices import DRIVERS
 from ..devices import INTERPRETED as INTERPRETED
 from ..geometry import MOST_AXES, Geometry, describable
+from ..kernels.source import SOURCE
 from . import counters
 from .failures import is_of_capture, is_out_of_memory
 
@@ -116,6 +118,14 @@ def steps(geometry: Geometry, residual_last: bool = False) -> tuple[int, ...]:
     """The strides of every tensor, in the order that the kernels take them."""
     strides = geometry.strides[1:] + geometry.strides[:1] if residual_last else geometry.strides
     return tuple(step for tensor in strides for step in tensor)
+
+
+@cache
+def settle_keys() -> None:
+    """Make the keys of all kernels: before Triton 3.8 they depend on the order, and before 3.5 not on constants."""
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+        for kernel in (getattr(kernels, name) for name in kernels.__all__):
+            kernel.hash = f"{kernel.cache_key} {SOURCE.value}"
 
 
 Strides = tuple[int, ...]
@@ -256,6 +266,8 @@ class Plan:
 
     def load(self, arguments: tuple[Any, ...], grid: tuple[int], keywords: dict[str, Any]) -> Any:
         """What Triton makes of the kernel, compiled if need be, and loaded: its registers and spills are known then."""
+        with _loading:
+            settle_keys()
         compiled = self.kernel.warmup(*arguments, *self.sizes, grid=grid, **keywords)
         with _loading:
             compiled.run  # noqa: B018  # Triton makes the launcher when it is asked for it
