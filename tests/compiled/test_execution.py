@@ -156,6 +156,8 @@ BARRIER = re.compile(r"bar\.sync\s+0;")
 
 def without_barriers_before_a_release(ptx):
     """The two before the first one are gone whose old value no lane shares with others, which needs a barrier, too."""
+    if not RELEASE.search(ptx):
+        pytest.skip("before Triton 3.9 every old value is shared")
     before, release, after = RELEASE.split(ptx, maxsplit=1)
     *others, between, last = BARRIER.split(before)
     return "bar.sync 0;".join(others) + between + last + release + after
