@@ -45,6 +45,24 @@ def test_one_buffer_serves_all_launches_of_a_stream(on_stream):
     assert counters.take(device, 10) is first
 
 
+def test_threads_that_ask_at_once_get_no_seat_too_many(monkeypatch):
+    class Slow(list):
+        def __len__(self):
+            number = super().__len__()
+            time.sleep(0.1)
+            return number
+
+    seated, found = Slow(), []
+    monkeypatch.setattr(counters, "_seated", {device: seated})
+    monkeypatch.setattr(counters, "current_stream", lambda device: threading.get_ident())
+    threads = [threading.Thread(target=lambda: found.append(counters.share(device))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [0, 0, counters.SHARE, counters.SHARE]
+
+
 def test_a_larger_launch_gets_a_larger_buffer(on_stream):
     on_stream(1)
     small = counters.take(device, 1)

@@ -7,10 +7,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from support import compare, random, vector
+from support import compare, compare_samples, random, vector
 from triton.runtime.interpreter import interpreter_builder
 
 import tritonbn
+from tritonbn.kernels import fold
 from tritonbn.kernels.chunk import values_before_chunk
 from tritonbn.kernels.partials import rows_of
 from tritonbn.kernels.records import Exchange, Holding, View
@@ -48,6 +49,13 @@ def test_strides_beyond_int32(cut, strides, training):
         "running_var": vector(3, torch.float32, 5, positive=True),
     }
     compare(x, training=training, dy=x, **vectors)
+
+
+@pytest.mark.parametrize("strides", [(1, 2**30 + 8), (2**28 + 8, 1)], ids=["columns", "rows"])
+def test_strides_of_sample_norm_beyond_int32(strides):
+    x = address_space(2**32 + 2**20).as_strided((16, 3), strides)
+    x.copy_(random((16, 3)))
+    compare_samples(x, dy=x, weight=vector(3, torch.float32, 2))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -126,3 +134,31 @@ def test_partials_of_tiny_chunks_are_more_than_int32_counts():
     distance, partials = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
     rows_kernel[(1,)](distance, partials, blocks, chunks, channels)
     assert distance.item() == blocks * 3 * chunks * channels * partials.element_size() > 4 * 2**31
+
+
+@triton.jit
+def lanes_kernel(lanes, block, channels, FOLD: tl.constexpr, BLOCK_I: tl.constexpr):
+    """How many lanes there are of a block of 8 channels, whose planes have FOLD elements."""
+    count_lanes(
+        lanes,
+        block,
+        View(
+            channels, 1, 1, 1, FOLD, tl.float32, tl.int64, 1, False, 4, 8, 1, BLOCK_I, True, 0, 0,
+            FOLD=FOLD, RUN=8 * FOLD,
+        ),
+    )  # fmt: skip
+
+
+@triton.jit
+def count_lanes(lanes, block, view):
+    run, lane = fold.run_indices(0, view, view.BLOCK_I)
+    mask = fold.run_mask(block, run, lane, view, 0, True)
+    tl.store(lanes, tl.sum(tl.sum(tl.sum(mask.to(tl.int32), 2), 1), 0))
+
+
+def test_planes_side_by_side_are_more_than_int32_counts():
+    """Of the first channels every lane exists, of the last block half."""
+    channels, side, found = 2**24 + 4, 129, torch.zeros(2, dtype=torch.int32)
+    for number, block in enumerate((0, channels // 8)):
+        lanes_kernel[(1,)](found[number:], block, channels, side, 2048)
+    assert found.tolist() == [8 * side, 4 * side]

@@ -1,5 +1,6 @@
 """Sweeps: what is timed, and that every timing is kept whatever happens."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -235,6 +236,25 @@ def test_whoever_waits_for_a_gpu_waits_for_that_of_the_tensors(monkeypatch, kind
     monkeypatch.setattr(torch, "get_device_module", lambda place: module)
     failures.wait_for(torch.device(kind, 1))
     assert asked == [torch.device(kind, 1)] * (kind in ("cuda", "xpu"))
+
+
+def test_a_benchmark_is_on_the_gpu_of_the_tensors(monkeypatch):
+    """Its events say nothing of another's kernels."""
+    task, current = Task(Problem(SHAPE), torch.device("cpu")), []
+
+    @contextlib.contextmanager
+    def on_device(place):
+        current.append(place)
+        yield
+        current.remove(place)
+
+    def bench(call, quantiles):
+        call()
+        return [len(current), 1.0, 1.0]
+
+    monkeypatch.setattr(sweep, "on_device", on_device)
+    found = list(sweep.run(task, sweep.pending(task, top=2), bench))
+    assert [timing.seconds for timing in found] == [1e-3] * 2
 
 
 def test_without_a_gpu_and_a_benchmark_of_ones_own(monkeypatch):

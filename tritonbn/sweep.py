@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from .choice.selection import on_device
 from .choice.timed import Benchmark, Trial, benchmark, describe_failure, first, one_at_a_time
 from .launching.failures import is_out_of_memory, require_device
 from .measured import store
@@ -55,7 +56,7 @@ def run(task: Task, configs: Iterable[Any], do_bench: Benchmark | None = None) -
     trial, do_bench = task.trial(), do_bench or benchmark()
     key = key_of(task.work, task.device)
     for config in configs:
-        with one_at_a_time:
+        with one_at_a_time, on_device(task.case.place):
             found = time_one(trial, config, do_bench)
         store.current().record(key, task.work.geometry, [found])
         if found.seconds is None:

@@ -32,7 +32,8 @@ def run_mask(block, run, lane, view, MASK_O: tl.constexpr, MASK_I: tl.constexpr)
     if MASK_I:
         mask = mask & (lane < view.RUN)
     if view.MASK_C and not view.CHANNELS_LAST:
-        mask = mask & (lane < multiple((view.channels - block * view.BLOCK_C) * view.FOLD, view.ALIGN))
+        channels = tl.cast(view.channels - block * view.BLOCK_C, run.dtype)
+        mask = mask & (lane < multiple(channels * view.FOLD, view.ALIGN))
     if MASK_O == PARTLY and view.CHANNELS_LAST:
         mask = mask & (run * view.RUN + lane < multiple(tl.cast(view.inner, run.dtype) * view.channels, view.ALIGN))
     if MASK_O == PARTLY and not view.CHANNELS_LAST:

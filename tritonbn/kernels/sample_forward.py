@@ -61,7 +61,7 @@ def sample_short_forward_kernel(
 def sample_short_forward(x, y, weight, bias, statistics, eps, view, run_tiles):
     """A run of row tiles."""
     first, last = chunk_tiles(tl.program_id(0), run_tiles, tile_count(view), view)
-    c = tl.arange(0, view.BLOCK_C)
+    c = block_channels(0, view.BLOCK_C, view.INDEX)
     total = tl.cast(view.channels, view.ACCUMULATOR)
     epsilon = tl.full([1, 1, 1], eps, view.ACCUMULATOR)
     for tile in range(first, last):

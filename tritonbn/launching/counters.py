@@ -113,10 +113,10 @@ def share(device: torch.device) -> int:
         return CAPTURED_SHARE
     seated, stream = _seated.setdefault(device, []), current_stream(device)
     if stream not in seated:
-        if len(seated) >= SEATS:
-            return 0
-        seated.append(stream)
-    return SHARE
+        with _changing:
+            if stream not in seated and len(seated) < SEATS:
+                seated.append(stream)
+    return SHARE if stream in seated else 0
 
 
 def forget() -> None:
