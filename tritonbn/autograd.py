@@ -58,9 +58,9 @@ def launching(kind: type[AnyFunction]) -> type[AnyFunction]:
 
 @launching
 class BatchNorm(torch.autograd.Function):
-    """Saves x, weight and statistics (2, C); with an activation also bias, and of a residual one bit per element.
+    """Saves x, weight and statistics (2, C): mean, invstd; with an activation also bias and residual.
 
-    Only silu's derivative takes more than the bit: it saves the residual itself. With given statistics too, the
+    Of a residual before relu or leaky_relu it saves one bit per element instead of both. With given statistics too, the
     backward pass uses the copy that the forward pass made: a later update of the running buffers changes no gradient.
     """
 
@@ -123,7 +123,7 @@ class BatchNorm(torch.autograd.Function):
 def require_savable(
     x: Tensor, weight: Tensor | None, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> None:
-    """Raise for a tensor of inference mode: torch does too, but when the running buffers are updated."""
+    """Raise for a tensor of inference mode: torch would too, but only after the running buffers are updated."""
     if (
         x.is_inference()
         or (weight is not None and weight.is_inference())

@@ -44,12 +44,12 @@ class backend(Block):
     - "aten": every tensor goes to torch's own operations.
 
     Outside of it the environment variable TRITONBN_BACKEND decides, "auto" if unset. A backward pass runs where its
-    forward pass ran. Inside torch.func's transforms, under forward-mode differentiation, among fake tensors, of classes
-    that compute operations themselves (DTensor) and while torch.jit traces ATen computes, whatever the name. What
-    torch.compile and torch.export trace leaves evaluation to ATen, unless the name is "triton"; a block has to be
-    around the compiled call, not in it. What torch computes again for a checkpoint it does on a GPU in a thread of its
-    own, where only blocks inside the checkpointed function hold, and the variable. ValueError for any other name,
-    TypeError where a coroutine or a generator is decorated.
+    forward pass ran. Whatever the name, ATen computes inside torch.func's transforms, under forward-mode
+    differentiation, while torch.jit traces, and for fake tensors and classes with operations of their own (DTensor). In
+    graphs of torch.compile and torch.export ATen computes evaluation, unless the name is "triton"; a block has to be
+    around the compiled call, not in it. On a GPU torch recomputes a checkpoint in a thread of its own, where only the
+    variable and blocks inside the checkpointed function hold. Raises ValueError for any other name, TypeError where a
+    coroutine or a generator is decorated.
     """
 
     chosen = _chosen

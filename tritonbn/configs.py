@@ -24,7 +24,7 @@ Mode = Literal[
     "sample_forward",
     "sample_backward",
 ]
-"""Training forward; evaluation; training backward; backward in one sweep, without sums and with them; sample norm.
+"""forward, backward: training; inference: evaluation; elementwise, sums: backward in one sweep, without or with sums.
 
 Where several processes share a batch, "moments" and "normalize" are the halves of a training forward, "sums" and
 "gradients" those of a backward.
@@ -48,10 +48,10 @@ READ = {
     "sample_forward": 1,
     "sample_backward": 2,
 }
-"""Tensors read once."""
+"""How many tensors of the input's size a mode has to read (x, dy); residual and signs are in Work.read_beside."""
 
 WRITTEN = {mode: 0 if mode in ("sums", "moments") else 1 for mode in READ}
-"""Tensors written."""
+"""The same for what it writes (y or dx)."""
 
 Strategy = Literal["resident", "dataflow", "split"]
 """One launch that keeps its tiles in registers; one that reads them twice; two launches, or one sweep."""
@@ -62,7 +62,7 @@ Layout = Literal["planes", "runs", "rows"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 Epilogue = Literal["none", "sign", "value"]
-"""What a gradient takes beside dy and x - mean: nothing; the sign of z; its value. Forward: nothing, or more than x."""
+"""What a gradient takes beside dy and x - mean: nothing; z's sign; z. Forward: silu "value", else a residual "sign"."""
 
 
 class Reading(NamedTuple):
@@ -112,7 +112,7 @@ class Work:
 
     @cached_property
     def readings(self) -> tuple[Reading, ...]:
-        """The ways to read the tensors, plain tiles first, edges last; sample norm knows no others."""
+        """The ways to read the tensors: plain tiles, if any, first, edges last; for sample norm plain tiles alone."""
         geometry, widest = self.geometry, FULL_ACCESS // self.itemsize
         plain: Layout = "rows" if geometry.channels_last else "planes"
         if any(strides[3 if geometry.channels_last else 4] != 1 for strides in geometry.strides):
@@ -130,7 +130,7 @@ class Work:
 
     @cached_property
     def fold(self) -> Fold | None:
-        """The first of the runs that may be read: as which signs lie."""
+        """The first fold among the readings, in whose order signs lie; None if there is none."""
         return next((reading.fold for reading in self.readings if reading.fold), None)
 
     def read_by(self, config: Config) -> Reading:
@@ -196,7 +196,7 @@ class Config:
         return math.ceil(self.tiles(geometry) / self.tiles_per_chunk)
 
     def channel_blocks(self, geometry: Geometry) -> int:
-        """Blocks of channels: programs per chunk."""
+        """How many blocks of channels there are."""
         return math.ceil(geometry.channels / self.block_c)
 
     def items(self, geometry: Geometry) -> int:
@@ -242,9 +242,9 @@ class Merging(NamedTuple):
     chunks: int
     """At least as many as there are."""
     span: int
-    """Of these neighbours that are merged first, all of them where one program merges all."""
+    """How many neighbouring chunks are merged first: all, where one program merges all."""
     at_once: int
-    """Of these those whose results, of all channels of a block, a program loads and merges in one piece."""
+    """How many chunks' results, for all channels of a block, a program loads and merges in one piece."""
 
     CONSTEXPRS = "BLOCK_K", "SPAN", "BLOCK_M"
     """What kernels call them."""

@@ -52,7 +52,7 @@ def batch_norm(
 ) -> Tensor:
     """Batch normalization (Ioffe and Szegedy, 2015) as torch.nn.functional.batch_norm computes it, and what follows it.
 
-    y = activation(batch_norm(input) + residual), all of it in one launch, and its gradients in another.
+    y = activation(batch_norm(input) + residual): by the kernels in one launch, or two ("split"), and so its gradients.
 
     Args:
         input: (N, C) or (N, C, ...), float16, bfloat16, float32 or float64, of any strides.
@@ -61,13 +61,13 @@ def batch_norm(
         weight, bias: (C,), each optional.
         training: normalize by the batch's own mean and biased variance.
         momentum: weight of the batch's statistics in the update of the running ones, a number or a tensor of one
-            element on the input's device (which is then read there, without waiting for it on the host); None for the
+            element on the input's device (which the kernels read there, while for ATen the host waits); None for the
             cumulative average, 1 / (num_batches_tracked + 1).
         eps: added to the variance; positive in training, otherwise not negative. A number; outside of torch.compile
             also, as in torch, a tensor of no axes that needs no gradient, for which the host waits.
         residual: of the input's shape, dtype and device, of any strides; gets a gradient.
-        activation: None, "relu", "leaky_relu" or "silu". Backward, relu and leaky_relu with a residual need one bit an
-            element beside the input; silu keeps the residual.
+        activation: None, "relu", "leaky_relu" or "silu". For backward, relu and leaky_relu with a residual keep one
+            bit per element beside the input; silu, or any in graphs of torch.compile, keeps the residual.
         negative_slope: of leaky_relu.
         num_batches_tracked: a real tensor of one element, counted up in training; needed where momentum is None.
         axis: where the channels are, if not where torch has them; all other axes are reduced, without a copy.
@@ -90,8 +90,9 @@ def batch_norm(
             correction 1; one running buffer without the other; an unknown activation; momentum None without
             num_batches_tracked.
         IndexError: a weight or bias for an input without channels.
-        RuntimeError: no such axis; a vector or residual of the wrong size, dtype, layout or device; evaluation without
-            running buffers; a tensor of inference mode that the backward pass would need.
+        RuntimeError: no such axis; a vector, residual, momentum or counter of the wrong size, dtype, layout or device;
+            running buffers that need a gradient, are expanded in training, or are missing in evaluation; a tensor of
+            inference mode that the backward pass would need.
 
     Every error is raised before a buffer is touched.
     """
@@ -246,7 +247,7 @@ def case_of(given: Arguments, kernels: bool = True) -> Case:
 
 
 def known_case(given: Arguments, kernels: bool = True) -> Case:
-    """The same, made once, for what checks its arguments itself; for torch's operations without a device."""
+    """case_of(given), made once; the caller has checked the arguments. Without `kernels` the case has no device."""
     momentum = given.momentum
     forms = (form(each) if isinstance(each, Tensor) else each for each in given._replace(momentum=momentum.__class__))
     key = (
@@ -313,7 +314,7 @@ def traced_together(given: Arguments, group: ProcessGroup) -> Tensor:
 
 
 def computed_together(given: Arguments, group: ProcessGroup) -> Tensor:
-    """By the kernels or by torch's operations, which take an empty part too; no tangents, which would come out late."""
+    """By the kernels, or torch's operations, which take an empty part too; tangents raise here, before the exchange."""
     if forward_ad._current_level >= 0 and any(
         isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None for each in given
     ):

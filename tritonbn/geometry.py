@@ -12,7 +12,7 @@ WIDEST_ALIGNMENT = 16
 """Elements: more than that alike from row to row, or from plane to plane, gain nothing."""
 
 LARGEST_TILE = 65536
-"""Elements. What the last tile lacks has indices too, so much larger at most than those of what exists."""
+"""Elements. Masked lanes of the last tile have offsets too, beyond those of real elements by no more than this."""
 
 FULL_ACCESS = 16
 """Bytes of the widest access."""
@@ -58,7 +58,7 @@ class Fold:
     alignment: int
     """A power of two that divides the run and the steps between runs."""
     bound: int
-    """One that divides the ends of the last runs too, where elements may be lacking."""
+    """A power of two that also divides where the last run ends, which may lack elements."""
 
     @property
     def run(self) -> int:
@@ -107,9 +107,9 @@ class Geometry:
         return self.channels * self.outer_size == 1
 
     def folds(self, itemsize: int, signs: bool) -> tuple[Fold | None, ...]:
-        """The ways to read the tensors, None for plain tiles, which come first: the config's choice if several.
+        """The ways to read the tensors, among which a config chooses: None for plain tiles, which come first.
 
-        Signs of what is folded by itself always lie as the runs of its first way do.
+        Where `fold` gives runs, signs always lie as these do, so with signs there is no other way.
         """
         fold = self.fold(itemsize)
         if not fold:
@@ -144,9 +144,9 @@ class Geometry:
         return whole
 
     def edges(self, itemsize: int) -> Edges | None:
-        """How to read planes by wide accesses of which not all allow any, if each begins alike in all tensors.
+        """How to read the interiors of planes by wide accesses, where planes begin anywhere in memory.
 
-        Its first element lies equally far from where such accesses can begin. None if they do not, or gain little.
+        A plane has to begin equally far behind an aligned address in all tensors. None if not, or if it gains little.
         """
         first, *others = self.strides
         apart = (step - firsts for strides in others for step, firsts in zip(strides[:4], first[:4], strict=True))

@@ -19,6 +19,7 @@ class Device:
     programs: int
     """Most programs an SM holds."""
     l2_bytes: int
+    """Of the L2; where a GPU has several dies, of one die's."""
     bandwidth: float
     """Of the memory, bytes per second."""
     clock: float

@@ -104,7 +104,8 @@ class _KernelBatchNorm(Unscriptable, _BatchNorm):
 class BatchNorm1d(_KernelBatchNorm, nn.BatchNorm1d):
     """torch.nn.BatchNorm1d on the kernels: (N, C) or (N, C, L).
 
-    Arguments, attributes, state_dict and errors are torch's; so is `momentum=None`, the cumulative average.
+    Arguments, attributes, state_dict and errors are torch's. Added: activation and negative_slope, by keyword, and
+    forward(input, residual=None), as in tritonbn.batch_norm, where dtypes and formulas are.
     """
 
     ranks = (2, 3)
@@ -113,7 +114,8 @@ class BatchNorm1d(_KernelBatchNorm, nn.BatchNorm1d):
 class BatchNorm2d(_KernelBatchNorm, nn.BatchNorm2d):
     """torch.nn.BatchNorm2d on the kernels: (N, C, H, W), contiguous or channels_last.
 
-    Arguments, attributes, state_dict and errors are torch's; so is `momentum=None`, the cumulative average.
+    Arguments, attributes, state_dict and errors are torch's. Added: activation and negative_slope, by keyword, and
+    forward(input, residual=None), as in tritonbn.batch_norm, where dtypes and formulas are.
     """
 
     ranks = (4,)
@@ -122,7 +124,8 @@ class BatchNorm2d(_KernelBatchNorm, nn.BatchNorm2d):
 class BatchNorm3d(_KernelBatchNorm, nn.BatchNorm3d):
     """torch.nn.BatchNorm3d on the kernels: (N, C, D, H, W), contiguous or channels_last_3d.
 
-    Arguments, attributes, state_dict and errors are torch's; so is `momentum=None`, the cumulative average.
+    Arguments, attributes, state_dict and errors are torch's. Added: activation and negative_slope, by keyword, and
+    forward(input, residual=None), as in tritonbn.batch_norm, where dtypes and formulas are.
     """
 
     ranks = (5,)
@@ -157,9 +160,9 @@ class SyncBatchNorm(_KernelBatchNorm):
     refuses on a CPU: any device and backend of torch.distributed will do. In training every process sends the mean,
     variance and count of its own batch in one all_gather, merged by Chan's rule, and the sums of its backward pass in
     one all_reduce; each pass is two launches, `activation` and `residual` included. Batches may differ in size and may
-    be empty. All processes of the group have to call forward, and backward where the input needs a gradient; those of
-    weight and bias are of each process's own batch, for DistributedDataParallel to average. Without torch.distributed,
-    with one process, and in evaluation it is the BatchNorm of its input.
+    be empty. All processes of the group have to call forward, and backward where the input needs a gradient. Gradients
+    of weight and bias are each process's own, for DistributedDataParallel to average. Without torch.distributed, with
+    one process, and in evaluation it is the BatchNorm of its input.
 
     A process that fails, or is late by more than the group's timeout, gives the others torch.distributed's error; where
     the host waits for it, as with gloo, no buffer is changed by that call. There are no second derivatives. A graph of

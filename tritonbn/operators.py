@@ -217,7 +217,7 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """By `gradients`, which knows which are wanted, unless it is the residual's alone, which then is dy."""
+        """By `gradients`, asked for what is wanted; without an activation the residual's gradient is dy itself."""
         x, weight, statistics, bias, residual = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[3:7])
         passes_on = wanted[3] and ctx.activation is None

@@ -23,7 +23,7 @@ from .planning.case import Case
 from .planning.cutting import cut_keywords, cut_plan, deals, resident_keywords
 
 State = tuple[Tensor | None, Tensor | None, Tensor | None, float | Tensor | None]
-"""running_mean and running_var (C,), num_batches_tracked (), and the batch's weight."""
+"""running_mean and running_var (C,), num_batches_tracked (one element), momentum (None: the cumulative average)."""
 
 
 def training_forward(

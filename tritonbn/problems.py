@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ EPS, MOMENTUM, SLOPE = 1e-5, 0.1, 0.01
 
 @dataclass(frozen=True)
 class Problem:
-    """What configs are compared for."""
+    """What configs are compared for. ValueError for another mode or layout."""
 
     shape: tuple[int, ...]
     """Of the input, channels second; sample norm takes each sample over the last axis."""
@@ -41,6 +41,11 @@ class Problem:
     residual: bool = False
     name: str = ""
     """Of the layer that has this input."""
+
+    def __post_init__(self) -> None:
+        for what, given, known in (("mode", self.mode, MODES), ("layout", self.layout, get_args(Layout))):
+            if given not in known:
+                raise ValueError(f"expected a {what} of {', '.join(known)}, got {given!r}")
 
     def input(self) -> Tensor:
         """A tensor that lies so, without memory."""

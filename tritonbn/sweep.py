@@ -47,7 +47,7 @@ def foremost(configs: dict[Choice, Any], top: int | None) -> dict[Choice, Any]:
 
 
 def run(task: Task, configs: Iterable[Any], do_bench: Benchmark | None = None) -> Iterator[Timing]:
-    """Time each config, record what came of it, and yield that; a config that fails is recorded with its failure.
+    """Time each config, record its Timing and yield it: the median in seconds, or None and why the config failed.
 
     Timed by Triton's benchmark for the active driver, or by `do_bench` as tritonbn.tuning takes it. Where there is no
     room in memory it raises what says so (failures.is_out_of_memory), and records nothing; failures.DeviceLostError

@@ -92,9 +92,10 @@ def target(name: str) -> GPUTarget:
 def compiling_for(name: str) -> Iterator[list[Launch]]:
     """Inside, everything that is launched through Triton is compiled for `name` and listed, and nothing runs.
 
-    Plans are for the GPU of that name, or for the table's first one of that architecture. The backend is "triton", and
-    tensors may be on the meta device, since nobody reads them. Changes the process's active Triton driver, so it is not
-    for several threads at once. RuntimeError under TRITON_INTERPRET=1, where nothing can be compiled.
+    Plans are for the GPU of that name, else for the table's first one of that architecture or the newest older one. The
+    backend is "triton", and tensors may be on the meta device, since nobody reads them. Changes the process's active
+    Triton driver: not for several threads at once. Raises ValueError for a name that `target` refuses, RuntimeError
+    under TRITON_INTERPRET=1, where nothing can be compiled.
     """
     if INTERPRETED:
         raise RuntimeError("expected a process without TRITON_INTERPRET=1, under which Triton compiles nothing")

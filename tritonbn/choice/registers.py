@@ -111,7 +111,7 @@ COMPILERS = {
 }
 COMPILERS |= dict.fromkeys(("sm_86", "sm_89", "sm_120"), COMPILERS["sm_80"])
 COMPILERS["sm_100"] = COMPILERS["sm_80"] | {("backward", "edges"): (1.0, 1.0)}
-"""How much of what tiles need elsewhere they need on these, packed on CUDA's: beside elements, and for each."""
+"""Factors on the registers beside elements and for each element, by compiler; on CUDA's for packed tiles alone."""
 
 AMD = {"forward": 1.25, "backward": 1.15}
 """How much more elements of a resident pass take there, and dealing out their sums."""

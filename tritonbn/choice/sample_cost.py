@@ -1,8 +1,8 @@
 """What a sample-wise config should take on a GPU, in seconds: cost.py's model for rows, chunks and runs.
 
 A program takes one tile after the other. Nothing hides what its first one waits for and computes. Of all further tiles,
-whether its own or those of programs that follow it, the memory or the programs take their time, whichever needs more,
-and other programs hide most of the rest.
+its own or those of programs that follow it, the slower of memory and programs counts in full; of the faster, other
+programs hide a part (less than HIDDEN).
 """
 
 from __future__ import annotations

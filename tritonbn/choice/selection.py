@@ -91,8 +91,8 @@ class tuning(Block):
         strategies: the only ones that may run, to compare them: "resident", "dataflow", "split"; "short", "long" of
             sample norm. A call for which none of them may run raises ValueError.
 
-    ValueError for any other name, TypeError for a do_bench that cannot be called or where a coroutine or a generator is
-    decorated.
+    Raises ValueError for another name or strategy, or no strategy; TypeError for a do_bench that cannot be called or
+    hashed, and where a coroutine or a generator is decorated.
     """
 
     chosen = _chosen

@@ -147,7 +147,7 @@ def resident(work: Work, device: Device, found: Space, cuts: list[Config]) -> It
 def rereading(work: Work, config: Config, longest: int, device: Device) -> Iterator[Config]:
     """Chunks of a block of channels, or of a few, in all places of the GPU: too long for them, so only in part kept.
 
-    Forward only where no chunk finds room there of `longest` tiles, which is the most that are kept whole.
+    Nothing forward if chunks of up to `longest` tiles, the most that are kept whole, find room there.
     """
     tiles, blocks = config.tiles(work.geometry), config.channel_blocks(work.geometry)
     streamed = config.but(stages=REREAD_STAGES if pipelines(device) else 1, tiles_per_chunk=2, rereads=1)
@@ -269,7 +269,7 @@ def tiles(work: Work, reading: Reading) -> Iterator[Config]:
 
 
 def rows(geometry: Geometry, inner: int, block_c: int, least: int) -> Iterator[Config]:
-    """Tiles of so many channels, of so much of inner; of several only if they are whole or the fast axis."""
+    """Tiles of block_c channels, `least` or more along inner; of several channels only channels-last, or whole ones."""
     for block_i in powers(inner, LARGEST_TILE // block_c):
         if block_i < least:
             continue

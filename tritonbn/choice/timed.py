@@ -69,8 +69,8 @@ def time_best(
         error = raised
     is_complete = len(contender.timings) == min(MOST_TIMED, len(leaders(configs, estimate)))
     if not is_complete:
-        number = len(contender.timings) or "nothing"
-        warnings.warn(f"tritonbn: {number} was timed for {what}: {type(error).__name__}: {error}", RuntimeWarning, 2)
+        number = f"{len(contender.timings)} configs were" if contender.timings else "nothing was"
+        warnings.warn(f"tritonbn: {number} timed for {what}: {type(error).__name__}: {error}", RuntimeWarning, 2)
     return contender.timings, is_complete
 
 

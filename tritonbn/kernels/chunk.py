@@ -51,7 +51,7 @@ def load_chunk(x, first, TILES: tl.constexpr, item, view, AT: tl.constexpr = 0):
 
 @triton.jit
 def load_clues(residual, epilogue, first, TILES: tl.constexpr, item, view, AT: tl.constexpr = 0):
-    """What z cannot be known without beside x, of each tile (upstream.py)."""
+    """What z or its sign depends on beside x, of each tile (upstream.py)."""
     clues = ()
     for t in tl.static_range(TILES):
         clues = clues + (load_clue(residual, epilogue, first + t, item, view, AT + t),)

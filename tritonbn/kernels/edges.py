@@ -102,7 +102,7 @@ def load_edges(x, first, TILES: tl.constexpr, item, chunks, view):
 
 @triton.jit
 def load_edge_clues(residual, epilogue, first, TILES: tl.constexpr, item, chunks, view):
-    """What z cannot be known without beside x (upstream.py): tiles of the residual, or of the bits that were kept."""
+    """What z or its sign depends on beside x (upstream.py): tiles of the residual, or of the bits that were kept."""
     clues, _ = load_edges(residual, first, TILES, item, chunks, view)
     if epilogue.signs is not None:
         clues = ()

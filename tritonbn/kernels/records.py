@@ -106,7 +106,7 @@ class Running(NamedTuple):
 
 
 class Holding(NamedTuple):
-    """How a resident program holds its chunk: chunk.py. Of others only how many tiles a chunk has is of interest.
+    """How a resident program holds its chunk: chunk.py. Other programs use only TILES, of a whole chunk, and STAGES.
 
     HOLD is "packed" where tiles have to stay as they came from memory, "loaded" where all loads have to be under way
     first, None where the compiler may do as it likes. Of the other tiles TOGETHER are loaded at a time, in loops of

@@ -130,7 +130,7 @@ def resident_backward(
 def keep_gradients(
     dy, x, residual, dresidual, affine, epilogue, first, item, view, holding, IN_TURN: tl.constexpr
 ):  # fmt: skip
-    """The tiles that are kept, of dy, of x and what z cannot be known without beside; the sums of all of them.
+    """The tiles that are kept, of dy, of x and what z depends on beside x; the sums of all of them.
 
     While some are added up the next ones are under way, half a chunk ahead.
     """
@@ -153,7 +153,7 @@ def keep_gradients(
 
 @triton.jit
 def load_gradients(dy, x, residual, epilogue, first, TILES: tl.constexpr, item, view, holding, AT: tl.constexpr = 0):
-    """Tiles of dy and of x, what z cannot be known without beside x, and the masks; all loads are under way first."""
+    """Tiles of dy and of x, what z depends on beside x, and the masks; all loads are under way first."""
     tiles_dy, _ = load_chunk(dy, first, TILES, item, view, AT)
     tiles_x, masks = load_chunk(x, first, TILES, item, view, AT)
     clues = load_clues(residual, epilogue, first, TILES, item, view, AT)

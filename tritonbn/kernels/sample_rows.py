@@ -71,7 +71,7 @@ def load_chunk_pairs(partials, row, exists, chunks, view, BLOCK_K: tl.constexpr)
 
 @triton.jit
 def chunk_columns(chunk, column_tiles, view):
-    """The first column tile of a chunk, and the one after its last."""
+    """The first column tile of a chunk, which has `column_tiles` of them at most, and the one after its last."""
     tiles = tl.cdiv(view.channels, view.BLOCK_C)
     first = tl.minimum(chunk * column_tiles, tiles)
     return first, tl.minimum(first + column_tiles, tiles)

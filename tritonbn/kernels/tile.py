@@ -114,7 +114,7 @@ def outer_offsets(offsets, x, o, view, ALIGN: tl.constexpr):
 
 @triton.jit
 def interior_offsets(begin, view):
-    """Where the interiors of planes begin that begin there (edges.py); without signs a division is a shift."""
+    """Where the interiors of planes that begin at `begin` begin (edges.py); unsigned, so that division is a shift."""
     UNSIGNED: tl.constexpr = tl.uint64 if tl.int64 == view.INDEX else tl.uint32
     above = tl.cast(begin + (view.ALIGN - 1), UNSIGNED)
     return tl.cast(above // view.ALIGN * view.ALIGN, view.INDEX)

@@ -11,7 +11,7 @@ from .wide import wide
 
 @triton.jit
 def load_clue(residual, epilogue, tile, item, view, AT: tl.constexpr = 0):
-    """What z cannot be known without beside x: a tile of the residual, or of the bits that the forward pass kept."""
+    """What z or its sign depends on beside x: a tile of the residual, or of the bits that the forward pass kept."""
     if epilogue.signs is not None:
         at, exists = locate_bytes(tile, item, view, epilogue.GROUP)
         clue = tl.load(epilogue.signs + at, exists, other=0)

@@ -135,9 +135,9 @@ def store_tile(y, value, tile, item, view, AT: tl.constexpr = 0):
 
 
 def ends_raggedly(x, view, AT, _semantic=None):
-    """Whether a tile's runs of pixels may end within an access: then whole tiles are accessed apart, or none widely.
+    """Whether a tile's runs of pixels may end within an access: then whole tiles get their own access, or none is wide.
 
-    By two accesses, of which the second is in a branch: of two branches the compiler makes one narrow access.
+    Only the ragged one is in a branch, since of two branches the compiler would make one narrow access.
     """
     access = 128 // x.base.dtype.element_ty.primitive_bitwidth
     is_last = (view.MASKS_O >> 2 * AT & 3) == PARTLY

@@ -22,7 +22,7 @@ def finite_or_zero(value):
 
 @triton.jit
 def centre_of(value, tile, view):
-    """The mean [BLOCK_C] of a tile, its number given, which is zero where there is no element; zero if not finite.
+    """The mean [BLOCK_C] of tile number `tile`, `value` being zero where there is no element; zero if not finite.
 
     Without overflow, since values are scaled down before they are added where they might. Of 16-bit values that lie
     far from zero beside their deviation the sum of a small tile is exact, so the mean is rounded once.

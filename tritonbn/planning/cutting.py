@@ -78,7 +78,7 @@ def masked_tiles(geometry: Geometry, config: Config, fold: Fold | None, held: in
     behind = tiles - config.chunks(geometry) * held
 
     def at_the_end(lack: bool, columns: int = 1) -> int:
-        """The last chunk has no more than its tiles, of which so many last ones may lack elements."""
+        """The masks at the last chunk's end: its last `columns` tiles may lack elements, any behind do not exist."""
         if at_a_time:
             ends = every_tile if columns > 1 else every_tile[held if behind else held - 1 :]
             return marked(PARTLY, ends) if lack or behind % at_a_time else 0

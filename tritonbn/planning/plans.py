@@ -83,7 +83,7 @@ class Plans:
             unfit, trial = self.unfit.get((type(wanted), wanted), set()), self.trial(work, wanted)
             config = selection.choose(self.level, work, self.device, share, unfit, self.place, trial)
             plan = wanted.plan(self, work, config)
-            if share != counters.CAPTURED_SHARE and (plan.waits or share == 0):  # nobody waits in place of such a plan
+            if share != counters.CAPTURED_SHARE and (plan.waits or share == 0):  # in a capture another plan may run
                 with suppress(selection.StrategyError):  # a captured call raises it then
                     plan = replace(plan, captured=self.plan_for(counters.CAPTURED_SHARE, wanted))
             if not selection.is_put_off(self.level, self.place):
