@@ -112,9 +112,9 @@ def test_what_no_call_takes_is_no_problem():
     with pytest.raises(RuntimeError, match="axis 1"):
         Task(Problem((4,)), PLACE)
     with pytest.raises(ValueError, match="expected a mode of forward, .*, got 'training'"):
-        Problem((4, 4), "training")
+        Task(Problem((4, 4), "training"), PLACE)
     with pytest.raises(ValueError, match="expected a layout of channels_first, channels_last, got 'NHWC'"):
-        Problem((4, 4), layout="NHWC")
+        Task(Problem((4, 4), layout="NHWC"), PLACE)
 
 
 @pytest.mark.parametrize("mode", problems.MODES)

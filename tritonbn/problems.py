@@ -29,7 +29,7 @@ EPS, MOMENTUM, SLOPE = 1e-5, 0.1, 0.01
 
 @dataclass(frozen=True)
 class Problem:
-    """What configs are compared for. ValueError for another mode or layout."""
+    """What configs are compared for."""
 
     shape: tuple[int, ...]
     """Of the input, channels second; sample norm takes each sample over the last axis."""
@@ -41,11 +41,6 @@ class Problem:
     residual: bool = False
     name: str = ""
     """Of the layer that has this input."""
-
-    def __post_init__(self) -> None:
-        for what, given, known in (("mode", self.mode, MODES), ("layout", self.layout, get_args(Layout))):
-            if given not in known:
-                raise ValueError(f"expected a {what} of {', '.join(known)}, got {given!r}")
 
     def input(self) -> Tensor:
         """A tensor that lies so, without memory."""
@@ -152,7 +147,13 @@ class Task:
     """A problem on a device: the pass, and every config that may run."""
 
     def __init__(self, problem: Problem, place: torch.device) -> None:
-        """For tensors on `place`, planned for the current device; raises what a call with such an input would."""
+        """For tensors on `place`, planned for the current device.
+
+        Raises what a call with such an input would, and ValueError for another mode or layout.
+        """
+        for what, given, known in (("mode", problem.mode, MODES), ("layout", problem.layout, get_args(Layout))):
+            if given not in known:
+                raise ValueError(f"expected a {what} of {', '.join(known)}, got {given!r}")
         self.problem = problem
         self.case, self.wanted = MODES[problem.mode](problem, place)
         self.work: Work = self.wanted.work(self.case)

@@ -15,6 +15,7 @@ from tritonbn.choice import cost
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950"]
 ROUND = (32, 64, 32, 32)
+BEFORE_3_9 = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 FIRST, LAST = torch.contiguous_format, torch.channels_last
 
 
@@ -322,7 +323,7 @@ def test_double_precision(architecture, memory_format):
 def test_64_bit_offsets_keep_wide_accesses():
     for launch in launches("sm_90", (64, 64, 1024, 1024), torch.float16):
         assert str(launch.arguments["INDEX"]) == "int64"
-        assert launch.resources.spills == 0
+        assert launch.resources.spills <= (8 if BEFORE_3_9 else 0)
         assert launch.resources.loads.get(16, 0) >= sweeps(launch)[0] * accesses(launch, 2, 16)
 
 
@@ -350,7 +351,7 @@ def test_channels_last_a_channel_is_computed_by_one_thread(architecture):
         code = launch.code("ptx")
         assert launch.arguments["BLOCK_C"] >= 16
         assert code.count("shfl.sync") <= 8 * 3, "summing eight channels over 16 lanes takes 8 * 4"
-        if launch.kernel == "inference_kernel" and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
+        if launch.kernel == "inference_kernel" and BEFORE_3_9:
             continue  # these compilers repeat assembly too
         assert code.count("sqrt.rn") == ("backward" not in launch.kernel)
         if launch.kernel == "inference_kernel":
