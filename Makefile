@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --n
 
 # A GPU gets the newest torch of PyPI, which is built for CUDA: for ROCm give TORCH="torch --index-url ...".
 # Without a GPU, a version whose small CPU build pip may find at hand.
-TORCH ?= $(if $(wildcard /dev/nvidia0 /dev/kfd /dev/dxg /dev/dri/renderD128),torch,torch==2.13.0)
+TORCH ?= $(if $(wildcard /dev/nvidiactl /dev/kfd /dev/dxg /dev/dri/renderD128),torch,torch==2.13.0)
 
 # Dozens of processes import torch, which takes half the time where bytecode is kept.
 export PYTHONDONTWRITEBYTECODE :=

@@ -1518,7 +1518,7 @@ def test_what_silu_would_keep_may_be_changed_later(calls, later):
         r = self.conv(x)
         return later(F.silu(self.bn(x) + r), r)
 
-    model = written(forward, conv=nn.Conv2d(4, 4, 1), bn=bn()).double()
+    model = written(forward, conv=nn.Conv2d(4, 4, 1), bn=bn()).to(DEVICE).double()
     fused = tritonbn.convert(copy.deepcopy(model), fuse=True)
     check_same(model, fused, images())
     assert (True, "silu", 0.01) not in calls

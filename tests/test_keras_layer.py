@@ -497,8 +497,8 @@ def test_a_layer_is_as_it_was_if_a_hook_refuses_its_first_output():
         raise KeyError("refused")
 
     with layer.register_forward_hook(refuse), pytest.raises(KeyError, match="refused"):
-        layer(torch.ones(4, 3))
-    assert layer(torch.rand(2, 4, 3)).shape == (2, 4, 3)
+        layer(torch.ones(4, 3, device=DEVICE))
+    assert layer(torch.rand(2, 4, 3, device=DEVICE)).shape == (2, 4, 3)
 
 
 def test_a_config_names_what_from_config_finds_by_name():

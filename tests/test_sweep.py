@@ -244,7 +244,7 @@ def test_whoever_waits_for_a_gpu_waits_for_that_of_the_tensors(monkeypatch, kind
 
 def test_a_benchmark_is_on_the_gpu_of_the_tensors(monkeypatch):
     """Its events say nothing of another's kernels."""
-    task, current = Task(Problem(SHAPE), torch.device("cpu")), []
+    task, current = Task(Problem(SHAPE), PLACE), []
 
     @contextlib.contextmanager
     def on_device(place):

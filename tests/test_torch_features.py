@@ -8,7 +8,7 @@ import torch
 from support import DEVICE, random
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
-from twins import after, assert_near, network, step, twins
+from twins import after, assert_near, checkpointed, network, step, twins
 
 import tritonbn
 
@@ -133,9 +133,7 @@ def test_checkpoint_that_ends_in_a_batch_norm(momentum):
     models = {"triton": mine, "aten": copy.deepcopy(mine), "auto": theirs}
     results = []
     for backend, model in models.items():
-        with tritonbn.backend(backend):
-            call = functools.partial(checkpoint, use_reentrant=False)
-            results.append([step(model, inputs(seed), call) for seed in range(2)])
+        results.append([step(model, inputs(seed), checkpointed(backend)) for seed in range(2)])
         assert model[1].num_batches_tracked == 4
     assert_near(results[0], results[2])
     assert_near(results[1], results[2])

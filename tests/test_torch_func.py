@@ -224,7 +224,7 @@ def test_residual_and_activation(activation):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_an_ensemble_of_keras_layers_with_one_input(training):
     """What is normalized stands for one, gamma for several."""
-    layers = [tritonbn.BatchNormalization(input_shape=(3,)).train(training) for _ in range(2)]
+    layers = [tritonbn.BatchNormalization(input_shape=(3,), device=DEVICE).train(training) for _ in range(2)]
     nn.init.constant_(layers[1].gamma, 2.0)
     x = random((4, 3), torch.float32)
     vectors, buffers = stack_module_state(layers)
@@ -238,8 +238,9 @@ def test_an_ensemble_of_keras_layers_with_one_input(training):
 def test_a_keras_layer_whose_first_input_comes_in_a_transform(dtype):
     layer = tritonbn.BatchNormalization(mode=2)
     if dtype is not None:
-        layer.load_state_dict(tritonbn.BatchNormalization(input_shape=(3,), dtype=dtype).state_dict())
-    built = tritonbn.BatchNormalization(mode=2, input_shape=(3,))
+        other = tritonbn.BatchNormalization(input_shape=(3,), dtype=dtype, device=DEVICE)
+        layer.load_state_dict(other.state_dict())
+    built = tritonbn.BatchNormalization(mode=2, input_shape=(3,), device=DEVICE)
     x = random((4, 3), torch.float32)
     found, expected = (grad(lambda x, each=each: each(x).pow(3).sum())(x) for each in (layer, built))
     torch.testing.assert_close(found, expected)

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
-from twins import assert_near, step, varied
+from twins import assert_near, checkpointed, step, varied
 
 import tritonbn
 from tritonbn.keras import load_keras_weights
@@ -62,8 +62,7 @@ def test_checkpoint(runs, reentrant):
 
 
 def test_checkpoint_on_the_aten_backend():
-    with tritonbn.backend("aten"):
-        mine, theirs = (step(module, inputs(), functools.partial(checkpoint, use_reentrant=False)) for module in pair())
+    mine, theirs = (step(module, inputs(), checkpointed("aten")) for module in pair())
     assert_same(mine, theirs, 2)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from support import DEVICE, random
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import tritonbn
 
@@ -37,6 +38,15 @@ def step(model: nn.Module, x: Tensor, call: Callable[..., Tensor] | None = None)
     y = call(model, leaf) if call else model(leaf)
     y.backward(random(tuple(y.shape), y.dtype, seed=9))
     return {"y": y.detach(), "dx": leaf.grad, **after(model)}
+
+
+def checkpointed(backend: str) -> Callable[..., Tensor]:
+    """call(model, x), computed again backward, both times by a backend: on a GPU torch does so in another thread."""
+
+    def call(model: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(tritonbn.backend(backend)(lambda x: model(x)), x, use_reentrant=False)
+
+    return call
 
 
 def after(model: nn.Module) -> dict[str, Any]:
